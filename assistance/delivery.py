@@ -1,0 +1,161 @@
+"""
+The state machine of a delivery: one request on its way to one destination.
+
+                       claim: due, lease free, fence + 1
+             ┌───────────────────────────────────────────────┐
+             │                                               v
+    born ─> waiting <── later, unknown (due_at grows) ─── claimed ── done ──────> succeeded
+             ^                                            │    │
+             │ redrive, by an operator only               │    └─ never,
+             │                                            │       attempts used up ─> failed
+             └── lease expired: the next claim takes it <─┘                            │
+             ^                                                                         │
+             └─────────────────────────────────────────────────────────────────────────┘
+
+Who holds the newest fence may record; everybody else is refused. Waiting never fails a delivery.
+"""
+
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NotRequired, TypedDict
+
+from assistance.retry_policy import RetryPolicy
+from assistance.verdict import Done, Later, Never, Unknown, Verdict
+
+
+class DeliveryState(StrEnum):
+    WAITING = "waiting"
+    CLAIMED = "claimed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+OPEN_STATES = (DeliveryState.WAITING.value, DeliveryState.CLAIMED.value)
+
+#: A published hint may be lost by the broker. It is given this long before a new one goes out, and
+#: each further one doubles the wait, so that a long queue is not stormed.
+HINT_PATIENCE_SECONDS = 60.0
+HINT_PATIENCE_CAP_SECONDS = 3600.0
+
+
+class Attempt(TypedDict):
+    """One claim and what came of it. `calls` counts the tries made under it."""
+
+    number: int
+    fence: int
+    worker: str
+    started_at: datetime
+    ended_at: NotRequired[datetime]
+    calls: NotRequired[int]
+    verdict: NotRequired[str]
+    code: NotRequired[str]
+    excerpt: NotRequired[str]
+
+
+class Delivery(TypedDict):
+    """
+    due_at: not to be tried before; lease_until: claimed until then; hint_until: the newest hint
+    is trusted until then; hints: how many were sent since the last attempt.
+    """
+
+    destination: str
+    channel: str
+    state: str
+    idempotency_key: str
+    attempts: list[Attempt]
+    fence: int
+    due_at: datetime
+    lease_until: datetime | None
+    hint_event: str
+    hint_until: datetime
+    hints: int
+
+
+def birth(
+    *, destination: str, channel: str, idempotency_key: str, hint_event: str, now: datetime
+) -> Delivery:
+    return {
+        "destination": destination,
+        "channel": channel,
+        "state": DeliveryState.WAITING.value,
+        "idempotency_key": idempotency_key,
+        "attempts": [],
+        "fence": 0,
+        "due_at": now,
+        "lease_until": None,
+        "hint_event": hint_event,
+        "hint_until": now + timedelta(seconds=HINT_PATIENCE_SECONDS),
+        "hints": 1,
+    }
+
+
+def is_open(delivery: Delivery) -> bool:
+    return delivery["state"] in OPEN_STATES
+
+
+def next_look_at(delivery: Delivery) -> datetime | None:
+    """When the reconciler should look at it: nothing is owed before; None when it is closed."""
+    if not is_open(delivery):
+        return None
+    moments = [delivery["due_at"], delivery["hint_until"]]
+    if delivery["lease_until"] is not None:
+        moments.append(delivery["lease_until"])
+    return max(moments)
+
+
+def hint_patience_seconds(hints_sent: int) -> float:
+    """How long the newest of so many hints is trusted: 1, 2, 4, ... minutes, an hour at most."""
+    doubled = HINT_PATIENCE_SECONDS * 2.0 ** min(hints_sent - 1, 16)
+    return min(doubled, HINT_PATIENCE_CAP_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """reason: `permanent` or `attempts_used_up`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    due_at: datetime
+
+
+Conclusion = Succeeded | Failed | TryAgain
+
+PERMANENT = "permanent"
+ATTEMPTS_USED_UP = "attempts_used_up"
+
+
+def conclude(
+    verdict: Verdict,
+    *,
+    attempts_made: int,
+    policy: RetryPolicy,
+    now: datetime,
+    randomness: random.Random,
+) -> Conclusion:
+    """
+    What a verdict means for the delivery.
+
+    An unknown outcome is repeated with the same idempotency key, as a later one is: asking twice
+    is better than losing it. When the attempts are used up either fails.
+    """
+    match verdict:
+        case Done():
+            return Succeeded()
+        case Never():
+            return Failed(PERMANENT)
+        case Later() | Unknown():
+            retry_after = verdict.retry_after_seconds if isinstance(verdict, Later) else None
+            delay_seconds = policy.delay_seconds(attempts_made, retry_after, randomness)
+            if delay_seconds is None:
+                return Failed(ATTEMPTS_USED_UP)
+            return TryAgain(now + timedelta(seconds=delay_seconds))

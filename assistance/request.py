@@ -1,0 +1,128 @@
+"""
+A request for assistance: the document that holds the whole truth about it.
+
+    accepted ──── all deliveries succeeded ───> succeeded
+       │ ^
+       │ └──────── an operator's redrive ────────┐
+       └──── all closed, one or more failed ──> failed
+
+`succeeded` and `failed` are final for the system. Each change appends an outbox event.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypedDict
+from uuid import uuid4
+
+from assistance import delivery as deliveries
+from assistance import events
+from assistance.delivery import Delivery, DeliveryState
+from assistance.routing import Destination
+
+#: The longest description that the first clients may send.
+DESCRIPTION_LIMIT_CHARACTERS = 300
+
+
+class Status(StrEnum):
+    ACCEPTED = "accepted"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Request(TypedDict):
+    """
+    version: how many events it has appended; the newest event's `seq`.
+    next_due_at: the first moment at which the reconciler should look; None when closed.
+    """
+
+    _id: str
+    topic: str
+    description: str
+    status: str
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    next_due_at: datetime | None
+    deliveries: list[Delivery]
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What one transaction inserts: the request and its events, both or neither."""
+
+    request: Request
+    outbox_documents: list[dict[str, Any]]
+
+
+def accept(
+    *,
+    request_id: str,
+    topic: str,
+    description: str,
+    destinations: Sequence[Destination],
+    now: datetime,
+) -> Acceptance:
+    """
+    A new request, its deliveries and its events: the fact, then one hint a delivery.
+
+    Called once per request, outside the transaction's callback, which may run twice: so the ids
+    are made once.
+    """
+    fact = events.fact(
+        events.CREATED, request_id=request_id, topic=topic, seq=1, now=now, status=Status.ACCEPTED
+    )
+    born: list[Delivery] = []
+    hints: list[dict[str, Any]] = []
+    for seq, destination in enumerate(destinations, start=2):
+        hint = events.hint(
+            request_id=request_id, destination=destination.name, seq=seq, now=now, cause=None
+        )
+        hints.append(hint)
+        born.append(
+            deliveries.birth(
+                destination=destination.name,
+                channel=destination.channel,
+                idempotency_key=str(uuid4()),
+                hint_event=hint["_id"],
+                now=now,
+            )
+        )
+    request: Request = {
+        "_id": request_id,
+        "topic": topic,
+        "description": description,
+        "status": Status.ACCEPTED.value,
+        "version": 1 + len(hints),
+        "created_at": now,
+        "updated_at": now,
+        "next_due_at": next_due_at(born),
+        "deliveries": born,
+    }
+    return Acceptance(request, [fact, *hints])
+
+
+def next_due_at(request_deliveries: Sequence[Delivery]) -> datetime | None:
+    looks = [
+        look
+        for look in (deliveries.next_look_at(delivery) for delivery in request_deliveries)
+        if look is not None
+    ]
+    return min(looks, default=None)
+
+
+def status_of(delivery_states: Sequence[str]) -> Status:
+    """The status that these deliveries add up to."""
+    if any(state in deliveries.OPEN_STATES for state in delivery_states):
+        return Status.ACCEPTED
+    if all(state == DeliveryState.SUCCEEDED for state in delivery_states):
+        return Status.SUCCEEDED
+    return Status.FAILED
+
+
+def delivery_to(request: Request, destination: str) -> Delivery | None:
+    for delivery in request["deliveries"]:
+        if delivery["destination"] == destination:
+            return delivery
+    return None

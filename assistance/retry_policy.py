@@ -1,0 +1,39 @@
+"""When a delivery that did not succeed is tried again: a policy answers seconds or None."""
+
+import random
+from dataclasses import dataclass
+
+#: The example schedule of Standard Webhooks 1.0.0, shortened: nobody waits a day for a salesperson.
+#:
+#:   attempt   1   2     3      4      5       6       7     8
+#:   waits     -   5 s   30 s   2 min  10 min  30 min  2 h   6 h
+DEFAULT_DELAYS_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """
+    delays_seconds: the wait after the first, second, ... attempt; one attempt more than delays.
+    jitter_ratio: each wait is spread evenly over +- this share, so that a crowd does not return
+    as a crowd.
+    retry_after_cap_seconds: the longest wait that a third party may ask for.
+    """
+
+    delays_seconds: tuple[float, ...] = DEFAULT_DELAYS_SECONDS
+    jitter_ratio: float = 0.2
+    retry_after_cap_seconds: float = 21600.0
+
+    @property
+    def attempts_limit(self) -> int:
+        return len(self.delays_seconds) + 1
+
+    def delay_seconds(
+        self, attempts_made: int, retry_after_seconds: float | None, randomness: random.Random
+    ) -> float | None:
+        """Seconds until the next attempt, or None when the attempts are used up."""
+        if attempts_made >= self.attempts_limit:
+            return None
+        if retry_after_seconds is not None:
+            return min(max(retry_after_seconds, 0.0), self.retry_after_cap_seconds)
+        scheduled_seconds = self.delays_seconds[attempts_made - 1]
+        return scheduled_seconds * randomness.uniform(1 - self.jitter_ratio, 1 + self.jitter_ratio)

@@ -1,0 +1,53 @@
+"""
+What one call to a third party came to. A channel's file translates its vendor into one of these.
+
+Done     it has the message
+Later    it does not have it, and another try may help
+Never    it does not have it, and no try will help
+Unknown  it may have it: the message was sent and no answer came, or the worker died in mid-call
+
+`code` is a short word or number for operators to group by (`429`, `connect_refused`);
+`excerpt` is what the third party said, cut and redacted: it is stored and shown.
+"""
+
+from dataclasses import dataclass
+
+EXCERPT_LIMIT_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    code: str
+    excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """retry_after_seconds: what the third party asked for; it wins over the schedule."""
+
+    code: str
+    excerpt: str = ""
+    retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    code: str
+    excerpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    code: str
+    excerpt: str = ""
+
+
+Verdict = Done | Later | Never | Unknown
+
+
+def cut_excerpt(text: str) -> str:
+    """At most 200 characters on one line, so that no answer floods a log or a page."""
+    line = " ".join(text.split())
+    if len(line) <= EXCERPT_LIMIT_CHARACTERS:
+        return line
+    return line[: EXCERPT_LIMIT_CHARACTERS - 1] + "…"

@@ -1,0 +1,198 @@
+"""
+An event, as a writer appends it and as the relay reads it back.
+
+Only `_id`, `type`, `routing_key` and `payload` must stand in a document, so that any application
+in any language can write one with its plain driver.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from bson import Binary, ObjectId
+
+from outbox.errors import (
+    UNFIT_ID,
+    UNFIT_LENGTH,
+    UNFIT_MISSING,
+    UNFIT_PAYLOAD_SIZE,
+    UNFIT_TYPE,
+    UnfitEvent,
+)
+from outbox.state import State
+
+#: RabbitMQ 4 refuses messages above 16 MiB and a change event may not exceed 16 MB; one MiB leaves
+#: room for both and keeps a window of a thousand events in memory.
+PAYLOAD_LIMIT_BYTES = 1024 * 1024
+
+#: AMQP 0-9-1 short strings: routing key, type, message id, content type.
+SHORT_STRING_LIMIT_BYTES = 255
+
+#: Headers travel with every message; they carry a trace, not a payload.
+HEADERS_LIMIT_BYTES = 8 * 1024
+
+CLOUDEVENTS_CONTENT_TYPE = "application/cloudevents+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    One event, ready to be published.
+
+    id: the document's `_id` as MongoDB gave it, for queries; message_id: the same as text.
+    key: what order is kept within; a document without one is a key of its own.
+    seq: order within the key where the writer keeps one, else None.
+    body: sent as it is; the writer encoded it once.
+    """
+
+    id: Any
+    message_id: str
+    type: str
+    key: str
+    seq: int | None
+    routing_key: str
+    must_route: bool
+    body: bytes
+    content_type: str
+    headers: dict[str, str]
+    created_at: datetime | None
+
+
+def pending_document(
+    *,
+    event_id: str,
+    type: str,
+    key: str,
+    seq: int,
+    routing_key: str,
+    must_route: bool,
+    payload: str,
+    headers: Mapping[str, str],
+    created_at: datetime,
+) -> dict[str, Any]:
+    """
+    The document that appends an event, to be inserted in the transaction that changes the data.
+
+    Raises UnfitEvent where the relay would only park it: the writer is told at once, before
+    anything is written.
+    """
+    document: dict[str, Any] = {
+        "_id": event_id,
+        "type": type,
+        "key": key,
+        "seq": seq,
+        "routing_key": routing_key,
+        "must_route": must_route,
+        "payload": payload,
+        "headers": dict(headers),
+        "created_at": created_at,
+        "state": State.PENDING.value,
+    }
+    read_event(document)
+    return document
+
+
+def read_event(document: Mapping[str, Any]) -> Event:
+    """
+    The event in a document of any writer.
+
+    Raises UnfitEvent, naming the first field that does not fit.
+    """
+    document_id = document.get("_id")
+    message_id = _message_id(document_id)
+    key = _optional(document, "key", str)
+    created_at = _optional(document, "created_at", datetime)
+    must_route = _optional(document, "must_route", bool)
+    content_type = _optional(document, "content_type", str)
+    return Event(
+        id=document_id,
+        message_id=message_id,
+        type=_short_text(document, "type"),
+        key=message_id if key is None else key,
+        seq=_optional(document, "seq", int),
+        routing_key=_short_text(document, "routing_key"),
+        must_route=True if must_route is None else must_route,
+        body=_body(document),
+        content_type=CLOUDEVENTS_CONTENT_TYPE if content_type is None else content_type,
+        headers=_headers(document),
+        created_at=created_at,
+    )
+
+
+def key_of(document: Mapping[str, Any]) -> str:
+    """The key of a document that may not fit: what an unfit event holds back."""
+    key = document.get("key")
+    return key if isinstance(key, str) else str(document.get("_id"))
+
+
+def _message_id(document_id: Any) -> str:
+    if isinstance(document_id, Binary) and document_id.subtype in {3, 4}:
+        document_id = UUID(bytes=bytes(document_id))
+    if not isinstance(document_id, str | ObjectId | UUID) or not str(document_id):
+        kind = type(document_id).__name__
+        raise UnfitEvent(UNFIT_ID, f"_id is {kind}; it must be a string, an ObjectId or a UUID")
+    message_id = str(document_id)
+    _check_length("_id", message_id)
+    return message_id
+
+
+def _short_text(document: Mapping[str, Any], name: str) -> str:
+    value: str | None = _optional(document, name, str)
+    if not value:
+        raise UnfitEvent(UNFIT_MISSING, f"{name} is missing or empty")
+    _check_length(name, value)
+    return value
+
+
+def _check_length(name: str, value: str) -> None:
+    length_bytes = len(value.encode())
+    if length_bytes > SHORT_STRING_LIMIT_BYTES:
+        detail = f"{name} is {length_bytes} bytes long; at most {SHORT_STRING_LIMIT_BYTES}"
+        raise UnfitEvent(UNFIT_LENGTH, detail)
+
+
+def _optional(document: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = document.get(name)
+    # bool is an int in Python, not in the contract
+    if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        return value
+    raise UnfitEvent(UNFIT_TYPE, f"{name} is {type(value).__name__}; it must be {kind.__name__}")
+
+
+def _body(document: Mapping[str, Any]) -> bytes:
+    payload = document.get("payload")
+    if payload is None:
+        raise UnfitEvent(UNFIT_MISSING, "payload is missing")
+    if isinstance(payload, str):
+        body = payload.encode()
+    elif isinstance(payload, bytes):
+        body = bytes(payload)
+    else:
+        kind = type(payload).__name__
+        detail = f"payload is {kind}; it must be encoded once, as a string or as binary"
+        raise UnfitEvent(UNFIT_TYPE, detail)
+    if len(body) > PAYLOAD_LIMIT_BYTES:
+        detail = f"payload is {len(body)} bytes; at most {PAYLOAD_LIMIT_BYTES}"
+        raise UnfitEvent(UNFIT_PAYLOAD_SIZE, detail)
+    return body
+
+
+def _headers(document: Mapping[str, Any]) -> dict[str, str]:
+    headers = document.get("headers")
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise UnfitEvent(UNFIT_TYPE, f"headers is {type(headers).__name__}; it must be an object")
+    size_bytes = 0
+    for name, value in headers.items():
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise UnfitEvent(UNFIT_TYPE, f"header {name!r} is {kind}; it must be a string")
+        _check_length(f"the name of header {name!r}", name)
+        size_bytes += len(name.encode()) + len(value.encode())
+    if size_bytes > HEADERS_LIMIT_BYTES:
+        detail = f"headers are {size_bytes} bytes; at most {HEADERS_LIMIT_BYTES}"
+        raise UnfitEvent(UNFIT_LENGTH, detail)
+    return dict(headers)

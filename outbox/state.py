@@ -1,0 +1,31 @@
+"""
+The states of an event, and who moves it.
+
+                 writer inserts (no state counts as pending)
+                                  │
+                                  v
+            ┌────────────────  pending  ───────────────┐
+            │ confirmed           │ returned, nacked,   │ does not fit
+            │ and routed          │ or behind one       │ the contract
+            v                     v                     v
+        published  <──retried── held                  parked
+                                  │                     │
+                                  └─> discarded <───────┘   by an operator only
+
+The relay's leader writes every arrow but the first and the last. `published` and `discarded` are
+final. A document in any state but `pending` is *settled*: the position may pass it.
+"""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    PENDING = "pending"
+    PUBLISHED = "published"
+    HELD = "held"
+    PARKED = "parked"
+    DISCARDED = "discarded"
+
+
+#: How a query finds what is still to be published: a missing state counts as pending.
+PENDING_STATES: tuple[str | None, ...] = (None, State.PENDING.value)

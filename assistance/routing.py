@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import BaseModel, Field, Json, ValidationInfo, field_validator
+
 #: Names end up in routing keys, queue names and environment variables.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
@@ -77,3 +79,29 @@ def check_routing(channels: Mapping[str, str], routes: Mapping[str, list[str]]) 
         destinations,
         {topic: tuple(destinations[name] for name in names) for topic, names in routes.items()},
     )
+
+
+class RoutingTable(BaseModel):
+    """The two settings that say where topics go, for the table of every process that needs them."""
+
+    destinations: Json[dict[str, str]] = Field(
+        default={"slack": "slack", "email": "email"},
+        description="JSON: each destination and its channel",
+    )
+    routes: Json[dict[str, list[str]]] = Field(
+        default={"sales": ["slack"], "pricing": ["email"]},
+        description="JSON: each topic and the destinations that its requests go to",
+    )
+
+    @field_validator("routes")
+    @classmethod
+    def _routes_lead_somewhere(
+        cls, routes: dict[str, list[str]], info: ValidationInfo
+    ) -> dict[str, list[str]]:
+        if "destinations" in info.data:
+            check_routing(info.data["destinations"], routes)
+        return routes
+
+    @property
+    def routing(self) -> Routing:
+        return check_routing(self.destinations, self.routes)

@@ -1,0 +1,70 @@
+"""
+Logs: one line an event, on standard error; JSON for machines, short and coloured for a terminal.
+
+`request_id` and `event_id` stand in every line that is about one, so that one search finds the
+whole way of a request through all processes.
+"""
+
+import logging
+import sys
+from datetime import UTC
+from typing import Any
+
+import orjson
+from loguru import logger
+
+#: Libraries that say too much, or secrets: httpx logs whole URLs at INFO, and a Slack webhook's
+#: URL is its secret; pika's errors repeat what our own line says better.
+QUIET_LIBRARIES = {"httpx": "WARNING", "httpcore": "WARNING", "pika": "CRITICAL"}
+
+PRETTY = (
+    "<dim>{time:HH:mm:ss.SSS}</dim> <level>{level: <7}</level> "
+    "<cyan>{extra[process]}</cyan> {message}<dim>{extra[fields]}</dim>"
+)
+
+
+def set_up_logs(process: str, *, level: str, format: str) -> None:
+    """
+    process: its name in every line; format: `json`, `pretty` or `auto`.
+
+    Tracebacks never show the values of variables, which may be secret.
+    """
+    pretty = format == "pretty" or (format == "auto" and sys.stderr.isatty())
+    logger.remove()
+    logger.configure(extra={"process": process}, patcher=_with_fields if pretty else None)
+    options: dict[str, Any] = {"level": level, "backtrace": False, "diagnose": False}
+    if pretty:
+        logger.add(sys.stderr, format=PRETTY, **options)
+    else:
+        logger.add(_write_json, **options)
+    logging.basicConfig(handlers=[_ToLoguru()], level=level, force=True)
+    for library, least_level in QUIET_LIBRARIES.items():
+        logging.getLogger(library).setLevel(least_level)
+
+
+def _with_fields(record: Any) -> None:
+    fields = (f"{name}={value}" for name, value in record["extra"].items() if name != "process")
+    record["extra"]["fields"] = "".join(f" {field}" for field in fields)
+
+
+def _write_json(message: Any) -> None:
+    record = message.record
+    line: dict[str, Any] = {
+        "time": record["time"].astimezone(UTC).isoformat(timespec="milliseconds"),
+        "level": record["level"].name.lower(),
+        "message": record["message"],
+        **record["extra"],
+    }
+    if record["exception"] is not None:
+        line["error"] = "".join(str(message).splitlines(keepends=True)[1:]).strip()
+    sys.stderr.buffer.write(orjson.dumps(line, default=str) + b"\n")
+    sys.stderr.flush()
+
+
+class _ToLoguru(logging.Handler):
+    """Hands the lines of libraries that use the standard logging module to loguru."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.bind(library=record.name).opt(exception=record.exc_info).log(
+            record.levelname, record.getMessage()
+        )

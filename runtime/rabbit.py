@@ -1,0 +1,329 @@
+"""
+RabbitMQ over asyncio; the only file that imports pika.
+
+    BrokerError
+    ├── BrokerGone       the connection is lost or cannot be made; try again later
+    ├── BrokerRefused    wrong user, password, virtual host or right; says the cure
+    └── ChannelClosed    the broker closed the channel, with AMQP's code and words
+        └── ResourceLocked   405: another connection holds the exclusive queue
+
+A connection belongs to the loop it was made in. Callbacks from pika run inside its reader, where
+an exception would tear the connection down: they only set a result, append or wake.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pika
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+PERSISTENT = 2
+
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+RESOURCE_LOCKED = 405
+PRECONDITION_FAILED = 406
+NOT_ALLOWED = 530
+
+
+class BrokerError(Exception):
+    """The root of this file's errors."""
+
+
+class BrokerGone(BrokerError):
+    """The connection is lost or cannot be made."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker knows us and says no; trying again will not help until somebody acts."""
+
+
+class ChannelClosed(BrokerError):
+    """code: AMQP's reply code; the message is the broker's own."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+
+
+class ResourceLocked(ChannelClosed):
+    """Another connection holds this exclusive queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as a consumer gets it. `delivery_tag` acknowledges it on its own channel."""
+
+    delivery_tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    message_id: str | None
+    headers: Mapping[str, Any]
+    body: bytes
+
+
+class Connection:
+    """
+    One connection to the broker.
+
+    `closed` is done as soon as the connection is lost, with the reason in words.
+    `blocked` is true while the broker takes nothing for lack of memory or disk.
+    """
+
+    def __init__(self, raw: AsyncioConnection) -> None:
+        self._raw = raw
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.blocked = False
+        raw.add_on_close_callback(self._on_close)
+        raw.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
+        raw.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
+
+    async def open_channel(self) -> "Channel":
+        """Raises BrokerGone."""
+        if self.closed.done():
+            raise BrokerGone(self.closed.result())
+        opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._raw.channel(on_open_callback=lambda channel: _resolve(opened, channel))
+        await _first_of(opened, self.closed)
+        if not opened.done():
+            raise BrokerGone(self.closed.result())
+        return Channel(opened.result(), self)
+
+    async def close(self) -> None:
+        """Close in order; unacknowledged messages go back, an exclusive queue is free."""
+        if self._raw.is_open:
+            self._raw.close()
+        # a broker that hangs must not hold up the end of a process
+        await _first_of(self.closed, timeout_seconds=2)
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
+
+    def _on_close(self, _connection: Any, reason: BaseException) -> None:
+        _resolve(self.closed, _words(reason))
+
+
+class Channel:
+    """
+    One channel. `closed` is done when it is gone, with the error that says why.
+
+    All methods raise ChannelClosed, or BrokerGone when the connection went with it.
+    """
+
+    def __init__(self, raw: Any, connection: Connection) -> None:
+        self._raw = raw
+        self._connection = connection
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        raw.add_on_close_callback(self._on_close)
+
+    async def declare_exchange(self, name: str, kind: str) -> None:
+        await self._ask(self._raw.exchange_declare, exchange=name, exchange_type=kind, durable=True)
+
+    async def declare_queue(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """A durable queue; the same name with other arguments closes the channel (406)."""
+        await self._ask(
+            self._raw.queue_declare, queue=name, durable=True, arguments=dict(arguments)
+        )
+
+    async def lock_queue(self, name: str) -> None:
+        """Declare an exclusive queue: it lives as long as this connection, and nobody shares it."""
+        await self._ask(self._raw.queue_declare, queue=name, exclusive=True, auto_delete=True)
+
+    async def bind_queue(self, name: str, exchange: str, routing_key: str) -> None:
+        await self._ask(
+            self._raw.queue_bind, queue=name, exchange=exchange, routing_key=routing_key
+        )
+
+    async def confirm_publishes(
+        self,
+        *,
+        on_confirm: Callable[[int, bool, bool], None],
+        on_return: Callable[[str, int, str], None],
+    ) -> None:
+        """
+        Ask for publisher confirms: https://www.rabbitmq.com/docs/confirms
+
+        on_confirm(delivery_tag, multiple, accepted): tags count from one, in order of publishing;
+        `multiple` covers every open tag up to this one; confirms come in any order.
+        on_return(message_id, code, text): the message reached no queue; its own confirm follows.
+        """
+
+        def confirmed(frame: Any) -> None:
+            method = frame.method
+            on_confirm(method.delivery_tag, method.multiple, method.NAME == "Basic.Ack")
+
+        def returned(_channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+            on_return(properties.message_id, method.reply_code, method.reply_text)
+
+        self._raw.add_on_return_callback(returned)
+        await self._ask(self._raw.confirm_delivery, ack_nack_callback=confirmed)
+
+    def publish(
+        self,
+        *,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        message_id: str,
+        type: str,
+        content_type: str,
+        headers: Mapping[str, str],
+        timestamp: datetime | None,
+        must_route: bool,
+    ) -> None:
+        """Send a persistent message; what became of it comes as a confirm. Raises BrokerGone."""
+        properties = pika.BasicProperties(
+            content_type=content_type,
+            headers=dict(headers) or None,
+            delivery_mode=PERSISTENT,
+            message_id=message_id,
+            timestamp=None if timestamp is None else int(timestamp.timestamp()),
+            type=type,
+        )
+        try:
+            self._raw.basic_publish(exchange, routing_key, body, properties, mandatory=must_route)
+        except AMQPError as error:
+            raise BrokerGone(_words(error)) from error
+
+    async def consume(
+        self,
+        queue: str,
+        *,
+        prefetch: int,
+        on_message: Callable[[Message], None],
+    ) -> None:
+        """Have at most `prefetch` unacknowledged messages of the queue handed to `on_message`."""
+
+        def received(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            on_message(
+                Message(
+                    delivery_tag=method.delivery_tag,
+                    redelivered=method.redelivered,
+                    exchange=method.exchange,
+                    routing_key=method.routing_key,
+                    message_id=properties.message_id,
+                    headers=properties.headers or {},
+                    body=body,
+                )
+            )
+
+        def cancelled(_frame: Any) -> None:
+            _resolve(self.closed, ChannelClosed(NOT_FOUND, f"queue {queue} is gone"))
+
+        self._raw.add_on_cancel_callback(cancelled)
+        await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
+        await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=received)
+
+    def ack(self, message: Message) -> None:
+        """Tell the broker that this message is done with; silent when the channel is gone."""
+        if self._raw.is_open:
+            self._raw.basic_ack(message.delivery_tag)
+
+    def dead_letter(self, message: Message) -> None:
+        """Refuse the message for good: its queue's dead-letter exchange gets it."""
+        if self._raw.is_open:
+            self._raw.basic_reject(message.delivery_tag, requeue=False)
+
+    async def close(self) -> None:
+        """Unacknowledged messages go back to their queue."""
+        if self._raw.is_open:
+            self._raw.close()
+            await _first_of(self.closed, self._connection.closed, timeout_seconds=2)
+
+    async def _ask(self, method: Callable[..., Any], **arguments: Any) -> Any:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            method(callback=lambda frame: _resolve(answered, frame), **arguments)
+        except AMQPError as error:
+            raise BrokerGone(_words(error)) from error
+        await _first_of(answered, self.closed, self._connection.closed)
+        if answered.done():
+            return answered.result()
+        if self.closed.done():
+            raise self.closed.result()
+        raise BrokerGone(self._connection.closed.result())
+
+    def _on_close(self, _channel: Any, reason: BaseException) -> None:
+        _resolve(self.closed, _channel_error(reason))
+
+
+async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
+    """
+    name: what the broker's own lists show for this connection.
+    heartbeat_seconds: a frozen peer is given up after two to three of these.
+
+    Raises BrokerGone or BrokerRefused; neither repeats the URL, which holds a password.
+    """
+    try:
+        parameters = pika.URLParameters(url)
+    except (ValueError, TypeError) as error:
+        raise BrokerRefused("RABBITMQ_URL is no AMQP URL: correct it") from error
+    parameters.heartbeat = heartbeat_seconds
+    parameters.client_properties = {"connection_name": name}
+    parameters.connection_attempts = 1
+    parameters.socket_timeout = parameters.stack_timeout = 10.0
+    opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    AsyncioConnection(
+        parameters,
+        on_open_callback=lambda raw: _resolve(opened, raw),
+        on_open_error_callback=lambda _raw, error: _resolve(opened, error),
+        custom_ioloop=asyncio.get_running_loop(),
+    )
+    result = await opened
+    if isinstance(result, BaseException):
+        raise _connect_error(result)
+    return Connection(result)
+
+
+def _connect_error(error: BaseException) -> BrokerError:
+    causes: list[BaseException] = [error]
+    # pika wraps what happened to each attempt in a workflow error
+    causes += getattr(error, "exceptions", [])
+    causes += [inner for cause in causes for inner in [getattr(cause, "exception", None)] if inner]
+    for cause in causes:
+        if isinstance(cause, ProbableAuthenticationError | ProbableAccessDeniedError) or (
+            isinstance(cause, ConnectionClosedByBroker)
+            and cause.reply_code in {ACCESS_REFUSED, NOT_ALLOWED}
+        ):
+            return BrokerRefused(
+                f"RabbitMQ refuses this user, password or virtual host ({_words(cause)}): "
+                "correct RABBITMQ_URL, or grant the user its rights on the virtual host"
+            )
+    return BrokerGone(_words(causes[-1]))
+
+
+def _channel_error(reason: BaseException) -> BrokerError:
+    if isinstance(reason, ChannelClosedByBroker):
+        if reason.reply_code == RESOURCE_LOCKED:
+            return ResourceLocked(reason.reply_code, reason.reply_text)
+        return ChannelClosed(reason.reply_code, reason.reply_text)
+    return BrokerGone(_words(reason))
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, ConnectionClosedByBroker | ChannelClosedByBroker):
+        return f"{error.reply_code} {error.reply_text}"
+    if isinstance(error, AMQPConnectionError) and not str(error):
+        return type(error).__name__
+    return str(error) or type(error).__name__
+
+
+async def _first_of(*futures: asyncio.Future[Any], timeout_seconds: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)

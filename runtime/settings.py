@@ -5,6 +5,7 @@ A process' table is a subclass of the parts below; names are environment variabl
 also read from a file `.env` in the working directory.
 """
 
+import sys
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -12,16 +13,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: sysexits.h: something was wrong with the configuration.
 EXIT_CONFIGURATION = 78
-
-
-class SettingsRefused(SystemExit):
-    """Ends the process at boot; prints the whole list of what is wrong."""
-
-    def __init__(self, process: str, problems: list[str]) -> None:
-        count = "1 setting is" if len(problems) == 1 else f"{len(problems)} settings are"
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        self.sentence = f"{process} does not start: {count} wrong\n{lines}"
-        super().__init__(EXIT_CONFIGURATION)
 
 
 def _starts_with(*schemes: str) -> AfterValidator:
@@ -86,25 +77,29 @@ def load_settings(table: type[Settings], process: str) -> Settings:
     """
     The process' settings.
 
-    Raises SettingsRefused with one line a problem; no line repeats a value, which may be secret.
+    Ends the process with one line a problem; no line repeats a value, which may be secret.
     """
     try:
         return table()
     except ValidationError as error:
         problems = [_problem(table, detail) for detail in error.errors(include_input=False)]
-        raise SettingsRefused(process, problems) from None
+    count = "1 setting is" if len(problems) == 1 else f"{len(problems)} settings are"
+    sys.stderr.write(f"{process} does not start: {count} wrong\n")
+    sys.stderr.writelines(f"  {problem}\n" for problem in problems)
+    raise SystemExit(EXIT_CONFIGURATION)
 
 
 def _problem(table: type[ProcessSettings], detail: Any) -> str:
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("\n", "\n    ")
     if not detail["loc"]:
-        return str(detail["msg"]).removeprefix("Value error, ").replace("\n", "\n  ")
+        return message
     field, *inside = (str(part) for part in detail["loc"])
     name = ".".join([variable_name(table, field), *inside])
     if detail["type"] == "missing":
         known = table.model_fields.get(field)
         meaning = f" ({known.description})" if known and known.description else ""
         return f"{name} is missing{meaning}"
-    return f"{name} {str(detail['msg']).removeprefix('Value error, ')}"
+    return f"{name}: {message}"
 
 
 def variable_name(table: type[ProcessSettings], field: str) -> str:

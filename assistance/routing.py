@@ -8,6 +8,7 @@ channel; a topic routes to one or more destinations, decided once, when the requ
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, Field, Json, ValidationInfo, field_validator
 
@@ -81,15 +82,22 @@ def check_routing(channels: Mapping[str, str], routes: Mapping[str, list[str]]) 
     )
 
 
+#: As a person would write them, so that they are read and checked like any other value.
+DEFAULT_DESTINATIONS: Any = '{"slack": "slack", "email": "email"}'
+DEFAULT_ROUTES: Any = '{"sales": ["slack"], "pricing": ["email"]}'
+
+
 class RoutingTable(BaseModel):
     """The two settings that say where topics go, for the table of every process that needs them."""
 
     destinations: Json[dict[str, str]] = Field(
-        default={"slack": "slack", "email": "email"},
+        default=DEFAULT_DESTINATIONS,
+        validate_default=True,
         description="JSON: each destination and its channel",
     )
     routes: Json[dict[str, list[str]]] = Field(
-        default={"sales": ["slack"], "pricing": ["email"]},
+        default=DEFAULT_ROUTES,
+        validate_default=True,
         description="JSON: each topic and the destinations that its requests go to",
     )
 

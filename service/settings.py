@@ -1,0 +1,64 @@
+"""The settings of the REST API. It knows no broker: it goes on while RabbitMQ is away."""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from assistance.routing import RoutingTable
+from runtime.settings import MongoSettings
+
+KEY_LEAST_CHARACTERS = 16
+
+#: What examples and templates say in a key's place; whoever starts with one has not chosen a key.
+PLACEHOLDERS = ("change-me", "change_me", "changeme", "replace", "example", "placeholder", "your-")
+
+
+def _split_keys(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ValueError("starts like a JSON list and is none") from error
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def _is_a_real_key(key: SecretStr) -> SecretStr:
+    value = key.get_secret_value()
+    if any(placeholder in value.lower() for placeholder in PLACEHOLDERS):
+        raise ValueError("is a placeholder; make one: openssl rand -hex 24")
+    if len(value) < KEY_LEAST_CHARACTERS:
+        raise ValueError(
+            f"has {len(value)} characters; at least {KEY_LEAST_CHARACTERS} are needed: "
+            "openssl rand -hex 24"
+        )
+    return key
+
+
+class ServiceSettings(MongoSettings, RoutingTable):
+    api_keys: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_is_a_real_key)], ...],
+        BeforeValidator(_split_keys),
+    ] = Field(
+        min_length=1,
+        description="who may call: one or more keys, separated by commas or as a JSON list, "
+        f"each of {KEY_LEAST_CHARACTERS} characters or more",
+    )
+    api_host: str = Field(
+        default="127.0.0.1", min_length=1, description="the address that the API listens on"
+    )
+    api_port: int = Field(default=8000, ge=1, le=65535, description="and its port")
+    api_body_limit_bytes: int = Field(
+        default=16 * 1024, ge=2048, description="a longer request body is answered 413"
+    )
+    api_deadline_seconds: float = Field(
+        default=2.5,
+        gt=0,
+        le=30,
+        description="how long one call waits for MongoDB before it is answered 503",
+    )
+    api_shutdown_grace_seconds: int = Field(
+        default=10, ge=1, le=300, description="how long requests may still take after SIGTERM"
+    )

@@ -6,7 +6,8 @@ also read from a file `.env` in the working directory.
 """
 
 import sys
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,7 +25,9 @@ def _starts_with(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-class ProcessSettings(BaseSettings):
+class SettingsTable(BaseSettings):
+    """The root of every table; one with an `env_prefix` reads variables that begin with it."""
+
     model_config = SettingsConfigDict(
         env_file=".env",
         extra="ignore",
@@ -34,6 +37,8 @@ class ProcessSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
+
+class ProcessSettings(SettingsTable):
     log_level: Annotated[str, AfterValidator(str.upper)] = Field(
         default="INFO",
         pattern="(?i)^(debug|info|warning|error)$",
@@ -70,26 +75,33 @@ class RabbitSettings(ProcessSettings):
     )
 
 
-Settings = TypeVar("Settings", bound=ProcessSettings)
+Settings = TypeVar("Settings", bound=SettingsTable)
 
 
 def load_settings(table: type[Settings], process: str) -> Settings:
-    """
-    The process' settings.
+    """The process' settings; ends the process with one line a problem."""
+    settings = read_settings(table)
+    if isinstance(settings, list):
+        refuse_settings(process, settings)
+    return settings
 
-    Ends the process with one line a problem; no line repeats a value, which may be secret.
-    """
+
+def read_settings(table: type[Settings]) -> Settings | list[str]:
+    """The settings, or one line a problem; no line repeats a value, which may be secret."""
     try:
         return table()
     except ValidationError as error:
-        problems = [_problem(table, detail) for detail in error.errors(include_input=False)]
+        return [_problem(table, detail) for detail in error.errors(include_input=False)]
+
+
+def refuse_settings(process: str, problems: Sequence[str]) -> NoReturn:
     count = "1 setting is" if len(problems) == 1 else f"{len(problems)} settings are"
     sys.stderr.write(f"{process} does not start: {count} wrong\n")
     sys.stderr.writelines(f"  {problem}\n" for problem in problems)
     raise SystemExit(EXIT_CONFIGURATION)
 
 
-def _problem(table: type[ProcessSettings], detail: Any) -> str:
+def _problem(table: type[SettingsTable], detail: Any) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ").replace("\n", "\n    ")
     if not detail["loc"]:
         return message
@@ -102,6 +114,6 @@ def _problem(table: type[ProcessSettings], detail: Any) -> str:
     return f"{name}: {message}"
 
 
-def variable_name(table: type[ProcessSettings], field: str) -> str:
+def variable_name(table: type[SettingsTable], field: str) -> str:
     prefix = table.model_config.get("env_prefix") or ""
     return f"{prefix}{field}".upper()

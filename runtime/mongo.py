@@ -41,6 +41,12 @@ NAMESPACE_EXISTS = 48
 #: starting, or has lost a cursor; all of them pass.
 TRANSIENT_CODES = frozenset({6, 7, 43, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
 
+TRANSIENT_LABELS = (
+    "RetryableWriteError",
+    "ResumableChangeStreamError",
+    "TransientTransactionError",
+)
+
 _RAW = CodecOptions(
     document_class=RawBSONDocument, uuid_representation=UuidRepresentation.STANDARD, tz_aware=True
 )
@@ -77,10 +83,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     if not isinstance(error, PyMongoError):
         return False
-    if any(
-        error.has_error_label(label)
-        for label in ("RetryableWriteError", "ResumableChangeStreamError")
-    ):
+    if error.timeout or any(error.has_error_label(label) for label in TRANSIENT_LABELS):
         return True
     return isinstance(error, OperationFailure) and error.code in TRANSIENT_CODES
 

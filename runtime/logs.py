@@ -14,8 +14,14 @@ import orjson
 from loguru import logger
 
 #: Libraries that say too much, or secrets: httpx logs whole URLs at INFO, and a Slack webhook's
-#: URL is its secret; pika's errors repeat what our own line says better.
-QUIET_LIBRARIES = {"httpx": "WARNING", "httpcore": "WARNING", "pika": "CRITICAL"}
+#: URL is its secret; pymongo logs whole commands at DEBUG, and what people wrote with them; pika's
+#: errors repeat what our own line says better.
+QUIET_LIBRARIES = {
+    "httpx": "WARNING",
+    "httpcore": "WARNING",
+    "pymongo": "INFO",
+    "pika": "CRITICAL",
+}
 
 PRETTY = (
     "<dim>{time:HH:mm:ss.SSS}</dim> <level>{level: <7}</level> "

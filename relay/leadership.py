@@ -1,0 +1,66 @@
+"""
+Who leads: the lock elects, the epoch fences.
+
+    stand by ── lock queue is ours ──> take epoch + 1 ──> lead ── connection lost, newer epoch ─┐
+       ^                                                                                       │
+       └───────────────────────────────────────────────────────────────────────────────────────┘
+
+The lock is an exclusive queue on the connection that publishes, so who loses the right to publish
+loses the lock, and the other way round. RabbitMQ frees it within milliseconds of a leader's death,
+and within three heartbeats of a freeze. While the broker is away nobody leads.
+
+The lock may be held twice in a broken cluster, so it is not the truth: every write to MongoDB
+matches the epoch, and the higher one wins.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from loguru import logger
+
+from relay.settings import RelaySettings
+from runtime.rabbit import Connection, ResourceLocked, connect
+from runtime.shutdown import Stop
+
+#: How soon a standby notices that the lock is free.
+STANDBY_POLL_SECONDS = 0.25
+
+
+class Stopped(Exception):
+    """The wish to stop came before the lock did."""
+
+
+@asynccontextmanager
+async def hold_lock(settings: RelaySettings, stop: Stop) -> AsyncIterator[Connection]:
+    """
+    A connection that holds the group's lock queue; closing it frees the lock.
+
+    Raises Stopped, BrokerGone or BrokerRefused.
+    """
+    connection = await connect(
+        settings.rabbitmq_url.get_secret_value(),
+        name=f"relay {settings.relay_group}",
+        heartbeat_seconds=settings.rabbitmq_heartbeat_seconds,
+    )
+    try:
+        await _wait_for_lock(connection, f"relay.lock.{settings.relay_group}", stop)
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _wait_for_lock(connection: Connection, queue: str, stop: Stop) -> None:
+    standing_by = False
+    while not stop.requested:
+        channel = await connection.open_channel()
+        try:
+            await channel.lock_queue(queue)
+        except ResourceLocked:
+            # the refusal closed the channel; each try needs a new one
+            if not standing_by:
+                logger.info("relay.standing_by", lock=queue)
+                standing_by = True
+        else:
+            return
+        await stop.rest(STANDBY_POLL_SECONDS)
+    raise Stopped

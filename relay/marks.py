@@ -1,0 +1,81 @@
+"""
+What the leader writes into outbox documents: published, held, parked.
+
+Each write is refused where a newer epoch has written before, so a deposed leader's late word never
+stands over its successor's.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pymongo import UpdateMany, UpdateOne
+
+from outbox.collection import PUBLISHED_RETENTION_DAYS
+from outbox.state import State
+from relay.settling import Entry, Fate
+from runtime.mongo import Database
+
+SETTLED_STATES = [
+    state.value for state in (State.PUBLISHED, State.HELD, State.PARKED, State.DISCARDED)
+]
+
+
+class Marks:
+    def __init__(self, database: Database, collection: str, epoch: int) -> None:
+        self._outbox = database[collection]
+        self._epoch = epoch
+
+    async def write(self, entries: Sequence[Entry], retry_at: dict[str, datetime]) -> None:
+        """
+        Write down the fate of each entry; may be repeated after an error.
+
+        retry_at: for each held key, when its first event will be tried again.
+        """
+        now = datetime.now(UTC)
+        writes: list[UpdateOne | UpdateMany] = []
+        published = [entry.id for entry in entries if entry.fate is Fate.PUBLISHED]
+        if published:
+            writes.append(self._mark_published(published, now))
+        writes += [
+            self._keep(entry, now, retry_at.get(entry.key))
+            for entry in entries
+            if entry.fate in {Fate.HELD, Fate.PARKED}
+        ]
+        if writes:
+            await self._outbox.bulk_write(writes, ordered=False)
+
+    async def settled_among(self, ids: Sequence[Any]) -> set[Any]:
+        """Which of these an earlier leader has settled already."""
+        cursor = self._outbox.find(
+            {"_id": {"$in": list(ids)}, "state": {"$in": SETTLED_STATES}}, {"_id": 1}
+        )
+        return {document["_id"] async for document in cursor}
+
+    def _mark_published(self, ids: list[Any], now: datetime) -> UpdateMany:
+        fields = {
+            "state": State.PUBLISHED.value,
+            "published_at": now,
+            "expire_at": now + timedelta(days=PUBLISHED_RETENTION_DAYS),
+            "relay_epoch": self._epoch,
+        }
+        kept = {"reason": "", "held_key": "", "ordinal": "", "retry_at": ""}
+        return UpdateMany(
+            {"_id": {"$in": ids}, **self._not_newer()}, {"$set": fields, "$unset": kept}
+        )
+
+    def _keep(self, entry: Entry, now: datetime, retry_at: datetime | None) -> UpdateOne:
+        parked = entry.fate is Fate.PARKED
+        fields = {
+            "state": (State.PARKED if parked else State.HELD).value,
+            "reason": entry.reason,
+            "held_key": entry.key,
+            "ordinal": entry.ordinal,
+            "settled_at": now,
+            "retry_at": None if parked else retry_at,
+            "relay_epoch": self._epoch,
+        }
+        return UpdateOne({"_id": entry.id, **self._not_newer()}, {"$set": fields})
+
+    def _not_newer(self) -> dict[str, Any]:
+        return {"relay_epoch": {"$not": {"$gt": self._epoch}}}

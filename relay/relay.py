@@ -1,0 +1,405 @@
+"""
+The relay's life, from the lock to the last saved position.
+
+    hold the lock, take the next epoch
+    no position, or a lost one -> hand-over
+    repeat: read what has arrived -> publish it
+    beside it: settle -> mark, then save the position; let held events go
+    stop: no new reads -> confirms -> marks -> position -> RabbitMQ (the lock frees) -> MongoDB
+"""
+
+import asyncio
+from collections.abc import Coroutine, Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from bson import Timestamp
+from bson.raw_bson import RawBSONDocument
+from loguru import logger
+from pymongo.errors import PyMongoError
+
+from outbox.collection import INDEXES
+from outbox.errors import UnfitEvent
+from outbox.event import key_of, read_event
+from outbox.state import State
+from relay.checkpoint import Checkpoint, Deposed, Position
+from relay.handover import SnapshotExpired, read_pending
+from relay.held import HeldKeys
+from relay.leadership import Stopped, hold_lock
+from relay.marks import Marks
+from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
+from relay.settings import RelaySettings
+from relay.settling import Entry, Fate, Window
+from relay.stream import PIPELINE, Change, OutboxStream, PositionLost
+from runtime.mongo import (
+    Client,
+    Database,
+    check_server,
+    ensure_collection,
+    is_transient,
+    new_owner,
+    open_client,
+)
+from runtime.rabbit import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    BrokerError,
+    BrokerGone,
+    BrokerRefused,
+    Channel,
+    ChannelClosed,
+    Connection,
+)
+from runtime.retry import growing_delays
+from runtime.shutdown import Stop
+
+#: A quiet outbox saves how far the server has looked this often, or its position would grow old
+#: and fall out of the oplog although nothing was missed.
+IDLE_SAVE_SECONDS = 5.0
+
+HELD_POLL_SECONDS = 0.25
+
+
+async def run(settings: RelaySettings, stop: Stop) -> None:
+    """
+    Lead whenever nobody else does, until asked to stop.
+
+    Raises UnsuitableServer or BrokerRefused when the servers cannot serve before the first term;
+    later on these are waited out like any other trouble.
+    """
+    client = open_client(settings.mongodb_url.get_secret_value(), process="relay")
+    owner, led_before, delays = new_owner(), False, growing_delays()
+    try:
+        while not stop.requested:
+            try:
+                ended = await _lead_once(settings, client, owner, stop)
+            except Stopped:
+                return
+            except (PyMongoError, BrokerError) as trouble:
+                if isinstance(trouble, BrokerRefused) and not led_before:
+                    raise
+                ended = Ended(0, trouble)
+            else:
+                led_before = True
+            if ended.settled_count:
+                delays = growing_delays()
+            if ended.trouble is not None:
+                logger.warning("relay.interrupted", reason=_cure(ended.trouble, settings))
+                await stop.rest(next(delays))
+    finally:
+        client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a term ended; trouble is None when it was asked to."""
+
+    settled_count: int
+    trouble: Exception | None
+
+
+async def _lead_once(settings: RelaySettings, client: Client, owner: str, stop: Stop) -> Ended:
+    await check_server(client)
+    database = client[settings.mongodb_database]
+    await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
+    async with hold_lock(settings, stop) as connection:
+        channel = await connection.open_channel()
+        checkpoint = await Checkpoint.take(
+            database, group=settings.relay_group, owner=owner, pipeline=PIPELINE
+        )
+        return await Term(settings, database, connection, channel, checkpoint, stop).lead()
+
+
+class Term:
+    """
+    One leadership, from an epoch to the loss of the lock or the wish to stop.
+
+    Every task ends by itself once the term is over, so that no read of MongoDB is ever cancelled.
+    """
+
+    def __init__(
+        self,
+        settings: RelaySettings,
+        database: Database,
+        connection: Connection,
+        channel: Channel,
+        checkpoint: Checkpoint,
+        stop: Stop,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._collection = settings.outbox_collection
+        self._connection = connection
+        self._channel = channel
+        self._checkpoint = checkpoint
+        self._stop = stop
+        self._window = Window(settings.relay_window_messages, settings.relay_window_bytes)
+        self._marks = Marks(database, self._collection, checkpoint.epoch)
+        self._held = HeldKeys(database, self._collection)
+        self._room, self._decided, self._over = asyncio.Event(), asyncio.Event(), Stop()
+        self._trouble: Exception | None = None
+        self._publisher = Publisher(
+            channel, settings.events_exchange, self._window, self._decided.set
+        )
+        self._next_ordinal = checkpoint.settled + 1
+        self._idle_saved_at = monotonic()
+
+    async def lead(self) -> Ended:
+        """Lead until asked to stop, or until trouble ends the term."""
+        settled_before = self._checkpoint.settled
+        logger.info(
+            "relay.leading",
+            epoch=self._checkpoint.epoch,
+            settled=settled_before,
+            handover=self._checkpoint.handover_reason,
+        )
+        self._channel.closed.add_done_callback(lambda closed: self._end(closed.result()))
+        self._connection.closed.add_done_callback(
+            lambda closed: self._end(BrokerGone(closed.result()))
+        )
+        beside = [
+            asyncio.create_task(self._unless_trouble(work))
+            for work in (self._settle(), self._let_held_go(), self._wake_on_stop())
+        ]
+        await self._unless_trouble(self._relay())
+        await self._drain()
+        self._end(None)
+        await asyncio.gather(*beside)
+        logger.info("relay.stopped_leading", settled=self._checkpoint.settled)
+        return Ended(self._checkpoint.settled - settled_before, self._trouble)
+
+    async def _relay(self) -> None:
+        await self._publisher.open()
+        await self._held.load()
+        self._window.held_keys.update(self._held.keys)
+        while self._goes_on:
+            if self._checkpoint.handover_reason is not None:
+                await self._hand_over()
+            else:
+                await self._tail()
+
+    async def _tail(self) -> None:
+        """Publish what arrives on the stream, reading one batch ahead."""
+        assert self._checkpoint.position is not None
+        stream = OutboxStream(self._database, self._collection, self._checkpoint.position)
+        as_of = await self._now()
+        reading = asyncio.create_task(stream.read(self._stop))
+        try:
+            while self._goes_on:
+                arrived = await reading
+                reading = asyncio.create_task(stream.read(self._stop))
+                if arrived.changes:
+                    await self._publish_changes(arrived.changes, as_of)
+                elif arrived.position is not None:
+                    await self._save_idle(arrived.position)
+        except PositionLost as lost:
+            logger.error("position.lost", reason=str(lost))
+            await self._until_empty()
+            await self._checkpoint.begin_handover(str(lost))
+        finally:
+            await asyncio.gather(reading, return_exceptions=True)
+            await stream.close()
+
+    async def _publish_changes(self, changes: Sequence[Change], as_of: Timestamp) -> None:
+        entries = [self._entry(change.document, change.position) for change in changes]
+        if changes[0].position.cluster_time <= as_of:
+            # an earlier term may have settled these beyond its last saved position
+            await self._skip_known(entries)
+        for entry in entries:
+            if not await self._admit(entry):
+                return
+
+    async def _skip_known(self, entries: Sequence[Entry]) -> None:
+        # an _id that is an object or an array cannot stand in a set; such an event is unfit anyway
+        ids = [entry.id for entry in entries if isinstance(entry.id, Hashable)]
+        known = await self._marks.settled_among(ids)
+        for entry in entries:
+            if isinstance(entry.id, Hashable) and entry.id in known:
+                entry.fate = Fate.KNOWN
+
+    async def _hand_over(self) -> None:
+        """Publish what is pending; the stream goes on from the moment of that snapshot."""
+        reason = self._checkpoint.handover_reason
+        assert reason is not None
+        await self._checkpoint.begin_handover(reason)
+        logger.warning("handover.began", reason=reason)
+        published = 0
+        try:
+            async for documents, snapshot_time in read_pending(self._database, self._collection):
+                position = Position(None, snapshot_time)
+                for document in documents:
+                    if not await self._admit(self._entry(document, None)):
+                        return
+                    published += 1
+        except SnapshotExpired as expired:
+            logger.warning("handover.begins_anew", reason=str(expired), published=published)
+            await self._until_empty()
+            return
+        await self._until_empty()
+        if self._goes_on:
+            await self._checkpoint.end_handover(position, PIPELINE)
+            logger.warning("handover.ended", reason=reason, published=published)
+
+    async def _admit(self, entry: Entry) -> bool:
+        """Publish the entry, or hold or park it; false when the term is over or to be stopped."""
+        while not self._window.has_room and self._goes_on:
+            self._room.clear()
+            await self._room.wait()
+        if not self._goes_on:
+            return False
+        if self._window.admit(entry):
+            self._publisher.dispatch(entry)
+        elif entry.fate is not None:
+            self._decided.set()
+            if entry.fate is Fate.PARKED:
+                logger.error(
+                    "event.parked", event_id=str(entry.id), key=entry.key, reason=entry.reason
+                )
+        return True
+
+    def _entry(self, document: RawBSONDocument, position: Position | None) -> Entry:
+        ordinal, self._next_ordinal = self._next_ordinal, self._next_ordinal + 1
+        document_id, key = document.get("_id"), key_of(document)
+        try:
+            return Entry(document_id, key, ordinal, read_event(document), position)
+        except UnfitEvent as unfit:
+            return Entry(document_id, key, ordinal, None, position, reason=str(unfit))
+
+    async def _settle(self) -> None:
+        """Write down what has become of events, then save the position behind them."""
+        while True:
+            await self._decided.wait()
+            self._decided.clear()
+            entries = self._window.take_settled()
+            if not entries and self._over.requested:
+                return
+            if entries:
+                await self._persist(entries)
+                self._window.saved(entries)
+                self._held.note_written(entries)
+                self._publisher.note_published(entries)
+                self._room.set()
+            if self._over.requested:
+                self._decided.set()
+
+    async def _persist(self, entries: Sequence[Entry]) -> None:
+        """Marks first, then the position: it never passes an event that is not marked."""
+        retry_at = self._held.note_settled(entries)
+        in_order = [entry for entry in entries if entry.in_order]
+        settled = self._checkpoint.settled + len(in_order)
+        delays = growing_delays()
+        while True:
+            try:
+                await self._marks.write(entries, retry_at)
+                if in_order:
+                    await self._checkpoint.save(settled=settled, position=in_order[-1].position)
+            except PyMongoError as error:
+                if self._over.requested or not is_transient(error):
+                    raise
+                logger.warning("position.not_saved", reason=str(error))
+            else:
+                break
+            await self._over.rest(next(delays))
+        for entry in entries:
+            if entry.fate is Fate.HELD:
+                logger.warning(
+                    "event.held",
+                    event_id=str(entry.id),
+                    key=entry.key,
+                    reason=entry.reason,
+                    retry_at=retry_at[entry.key].isoformat(timespec="seconds"),
+                )
+
+    async def _let_held_go(self) -> None:
+        """Try the first event of each held key whose time has come."""
+        while self._goes_on:
+            for key in self._held.due():
+                await self._let_go(key)
+            silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
+            if silent and not self._connection.blocked:
+                raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")
+            await self._over.rest(HELD_POLL_SECONDS)
+
+    async def _let_go(self, key: str) -> None:
+        if self._window.has_unwritten(key):
+            return
+        document = await self._held.first_of(key)
+        if document is None:
+            if self._window.free(key):
+                del self._held.keys[key]
+            return
+        if document["state"] == State.PARKED or not self._goes_on:
+            self._held.postpone(key)
+            return
+        try:
+            event = read_event(document)
+        except UnfitEvent as unfit:
+            # somebody has changed it since; a person has to look
+            logger.error("event.unfit", event_id=str(document["_id"]), reason=str(unfit))
+            self._held.postpone(key)
+            return
+        self._held.keys[key].going = True
+        self._publisher.dispatch(
+            Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
+        )
+
+    async def _save_idle(self, position: Position) -> None:
+        if self._window.is_empty and monotonic() - self._idle_saved_at > IDLE_SAVE_SECONDS:
+            with suppress(PyMongoError):  # the next one comes in five seconds
+                await self._checkpoint.save(settled=self._checkpoint.settled, position=position)
+            self._idle_saved_at = monotonic()
+
+    async def _until_empty(self) -> None:
+        """Wait until everything that was read is settled and saved, or the term is over."""
+        while not self._window.is_empty and not self._over.requested:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _drain(self) -> None:
+        """Wait for the confirms that are out, and for their marks and position."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._until_empty(), self._settings.relay_drain_seconds)
+
+    async def _wake_on_stop(self) -> None:
+        """A stop must not wait for room in the window of a blocked broker."""
+        waits = [asyncio.create_task(wait()) for wait in (self._stop.wait, self._over.wait)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        self._room.set()
+        for wait in waits:
+            wait.cancel()
+
+    async def _now(self) -> Timestamp:
+        reply = await self._database.command("ping")
+        time: Timestamp = reply["operationTime"]
+        return time
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self._over.requested and not self._stop.requested
+
+    async def _unless_trouble(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task of the term; trouble in it is the end of the term."""
+        try:
+            await work
+        except (PyMongoError, BrokerError, Deposed) as trouble:
+            self._end(trouble)
+
+    def _end(self, trouble: Exception | None) -> None:
+        if not self._over.requested:
+            self._trouble = trouble
+        self._over.request()
+        self._room.set()
+        self._decided.set()
+
+
+def _cure(trouble: Exception, settings: RelaySettings) -> str:
+    if isinstance(trouble, ChannelClosed) and trouble.code == NOT_FOUND:
+        return (
+            f"{trouble}: declare the exchange {settings.events_exchange!r} "
+            "(`python -m consumers topology`), or correct EVENTS_EXCHANGE"
+        )
+    if isinstance(trouble, ChannelClosed) and trouble.code == ACCESS_REFUSED:
+        return f"{trouble}: grant the relay's user the rights that deploy/rabbitmq describes"
+    return str(trouble)

@@ -1,0 +1,147 @@
+"""The change stream on the outbox: whole batches of inserts, from a position that may be old."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bson import Timestamp
+from bson.raw_bson import RawBSONDocument
+from loguru import logger
+from pymongo.errors import OperationFailure, PyMongoError
+
+from relay.checkpoint import Position
+from runtime.mongo import Batch, Database, RawCursor, is_transient
+from runtime.retry import growing_delays
+from runtime.shutdown import Stop
+
+#: Marks and expiries are changes too, and must not come back as events. `_id` is the resume token
+#: and has to survive. A token belongs to its pipeline: changing this causes a hand-over.
+STAGES: tuple[Mapping[str, Any], ...] = (
+    {"$match": {"operationType": {"$in": ["insert", "invalidate"]}}},
+    {"$project": {"operationType": 1, "clusterTime": 1, "fullDocument": 1}},
+)
+
+PIPELINE = hashlib.sha256(json.dumps(STAGES).encode()).hexdigest()[:16]
+
+BATCH_SIZE = 1000
+
+#: Bounds empty reads only: how long a stop may have to wait for the read that is under way.
+WAIT_MS = 500
+
+CHANGE_STREAM_HISTORY_LOST = 286
+CHANGE_STREAM_FATAL = 280
+INVALID_RESUME_TOKEN = 260
+POSITION_LOST_CODES = {
+    CHANGE_STREAM_HISTORY_LOST: "the oplog has rolled past the position",
+    CHANGE_STREAM_FATAL: "the position's resume token was not found",
+    INVALID_RESUME_TOKEN: "the position's resume token is not usable",
+}
+
+
+class PositionLost(Exception):
+    """The stream cannot go on from the position; a hand-over finds what is pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    document: RawBSONDocument
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """changes: in commit order; position: behind all of them, and behind what was filtered out."""
+
+    changes: Sequence[Change]
+    position: Position | None
+
+
+class OutboxStream:
+    """
+    Reads on through elections and lost cursors, from where it stood. Never cancel a read.
+
+    Raises PositionLost, or whatever of MongoDB's errors will not pass by itself.
+    """
+
+    def __init__(self, database: Database, collection: str, position: Position) -> None:
+        self._database = database
+        self._collection = collection
+        self._position = position
+        self._cursor: RawCursor | None = None
+
+    async def read(self, stop: Stop) -> Reading:
+        """What has arrived, at once, or nothing after half a second."""
+        delays = growing_delays()
+        while True:
+            try:
+                return self._reading(await self._next_batch())
+            except PyMongoError as error:
+                await self.close()
+                _raise_when_lost(error)
+                if not is_transient(error) or stop.requested:
+                    raise
+                logger.warning("stream.reopened", reason=str(error))
+            await stop.rest(next(delays))
+
+    async def close(self) -> None:
+        if self._cursor is not None:
+            await self._cursor.close()
+            self._cursor = None
+
+    async def _next_batch(self) -> Batch:
+        if self._cursor is not None:
+            return await self._cursor.next_batch(wait_ms=WAIT_MS)
+        stages = [{"$changeStream": _start(self._position)}, *STAGES]
+        command = {"aggregate": self._collection, "pipeline": stages}
+        self._cursor, batch = await RawCursor.open(self._database, command, batch_size=BATCH_SIZE)
+        return batch
+
+    def _reading(self, batch: Batch) -> Reading:
+        changes = []
+        for change in batch.documents:
+            if change["operationType"] == "invalidate":
+                raise PositionLost("the outbox was dropped or renamed")
+            changes.append(
+                Change(change["fullDocument"], Position(change["_id"], change["clusterTime"]))
+            )
+        if batch.exhausted:
+            raise PositionLost("the change stream ended")
+        position = changes[-1].position if changes else None
+        if batch.resume_token is not None:
+            scanned = cluster_time_of(batch.resume_token)
+            if scanned is not None:
+                position = Position(batch.resume_token, scanned)
+        if position is not None:
+            self._position = position
+        return Reading(changes, position)
+
+
+def cluster_time_of(token: Mapping[str, Any]) -> Timestamp | None:
+    """
+    The cluster time inside a resume token; None when the token is of another make.
+
+    The server writes `_data` as a hexadecimal KeyString: the type byte of a timestamp, 0x82, then
+    seconds and increment, four bytes each, big endian.
+    https://github.com/mongodb/mongo/blob/r6.0.5/src/mongo/db/pipeline/resume_token.h
+    """
+    data = token.get("_data")
+    if not isinstance(data, str) or not data.startswith("82") or len(data) < 18:  # noqa: PLR2004
+        return None
+    try:
+        return Timestamp(int(data[2:10], 16), int(data[10:18], 16))
+    except ValueError:
+        return None
+
+
+def _start(position: Position) -> dict[str, Any]:
+    if position.token is None:
+        return {"startAtOperationTime": position.cluster_time}
+    # like resumeAfter, and good for the token of an invalidate too
+    return {"startAfter": position.token}
+
+
+def _raise_when_lost(error: PyMongoError) -> None:
+    if isinstance(error, OperationFailure) and error.code in POSITION_LOST_CODES:
+        raise PositionLost(f"{POSITION_LOST_CODES[error.code]} ({error.code})") from error

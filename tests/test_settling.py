@@ -1,6 +1,5 @@
 """Settling: whatever order acks, nacks, returns and `multiple` come in."""
 
-from collections import defaultdict
 from datetime import UTC, datetime
 
 from bson import Timestamp

@@ -13,7 +13,7 @@ from typing import Any
 
 from outbox.state import State
 from relay.settling import Entry, Fate
-from runtime.mongo import Database
+from runtime.mongo import LENIENT, Database
 
 FIRST_RETRY_SECONDS = 1.0
 RETRY_CAP_SECONDS = 60.0
@@ -40,7 +40,7 @@ class HeldKey:
 
 class HeldKeys:
     def __init__(self, database: Database, collection: str) -> None:
-        self._outbox = database[collection]
+        self._outbox = database.get_collection(collection, codec_options=LENIENT)
         self.keys: dict[str, HeldKey] = {}
 
     async def load(self) -> None:

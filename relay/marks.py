@@ -14,7 +14,7 @@ from pymongo import UpdateMany, UpdateOne
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.settling import Entry, Fate
-from runtime.mongo import Database
+from runtime.mongo import LENIENT, Database
 
 SETTLED_STATES = [
     state.value for state in (State.PUBLISHED, State.HELD, State.PARKED, State.DISCARDED)
@@ -23,7 +23,7 @@ SETTLED_STATES = [
 
 class Marks:
     def __init__(self, database: Database, collection: str, epoch: int) -> None:
-        self._outbox = database[collection]
+        self._outbox = database.get_collection(collection, codec_options=LENIENT)
         self._epoch = epoch
 
     async def write(self, entries: Sequence[Entry], retry_at: dict[str, datetime]) -> None:

@@ -22,11 +22,12 @@ from pymongo.errors import PyMongoError
 
 from outbox.collection import INDEXES
 from outbox.errors import UnfitEvent
-from outbox.event import key_of, read_event
+from outbox.event import read_event
 from outbox.state import State
 from relay.checkpoint import Checkpoint, Deposed, Position
 from relay.handover import SnapshotExpired, read_pending
 from relay.held import HeldKeys
+from relay.intake import entry_of
 from relay.leadership import Stopped, hold_lock
 from relay.marks import Marks
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
@@ -61,6 +62,10 @@ IDLE_SAVE_SECONDS = 5.0
 
 HELD_POLL_SECONDS = 0.25
 
+#: What a new term may well not meet again. Anything else is a mistake of ours or of whoever set
+#: the servers up, and ends the process.
+PASSING_TROUBLE = (PyMongoError, BrokerError, Deposed)
+
 
 async def run(settings: RelaySettings, stop: Stop) -> None:
     """
@@ -86,6 +91,8 @@ async def run(settings: RelaySettings, stop: Stop) -> None:
             if ended.settled_count:
                 delays = growing_delays()
             if ended.trouble is not None:
+                if not isinstance(ended.trouble, PASSING_TROUBLE):
+                    raise ended.trouble
                 logger.warning("relay.interrupted", reason=_cure(ended.trouble, settings))
                 await stop.rest(next(delays))
     finally:
@@ -260,12 +267,9 @@ class Term:
         return True
 
     def _entry(self, document: RawBSONDocument, position: Position | None) -> Entry:
-        ordinal, self._next_ordinal = self._next_ordinal, self._next_ordinal + 1
-        document_id, key = document.get("_id"), key_of(document)
-        try:
-            return Entry(document_id, key, ordinal, read_event(document), position)
-        except UnfitEvent as unfit:
-            return Entry(document_id, key, ordinal, None, position, reason=str(unfit))
+        entry = entry_of(document, ordinal=self._next_ordinal, position=position)
+        self._next_ordinal += 1
+        return entry
 
     async def _settle(self) -> None:
         """Write down what has become of events, then save the position behind them."""
@@ -380,10 +384,10 @@ class Term:
         return not self._over.requested and not self._stop.requested
 
     async def _unless_trouble(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task of the term; trouble in it is the end of the term."""
+        """Run a task of the term; whatever ends it early ends the term, never it alone."""
         try:
             await work
-        except (PyMongoError, BrokerError, Deposed) as trouble:
+        except Exception as trouble:  # noqa: BLE001 - run() decides what passes by itself
             self._end(trouble)
 
     def _end(self, trouble: Exception | None) -> None:

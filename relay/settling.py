@@ -115,7 +115,7 @@ class Window:
         if entry.event is None:
             # it can never go; what follows on its key waits for a person
             entry.fate = Fate.PARKED
-            self._hold_back(entry)
+            self._block(entry.key)
             return False
         if entry.key in self.held_keys:
             self.hold(entry, BEHIND)
@@ -220,8 +220,11 @@ class Window:
             self._queues.pop(entry.key, None)
 
     def _hold_back(self, entry: Entry) -> None:
-        self.held_keys.add(entry.key)
-        self._unwritten[entry.key] += 1
+        self._block(entry.key)
         for waiting in self._queues.pop(entry.key, ()):
             waiting.fate, waiting.reason = Fate.HELD, BEHIND
-            self._unwritten[entry.key] += 1
+            self._block(waiting.key)
+
+    def _block(self, key: str) -> None:
+        self.held_keys.add(key)
+        self._unwritten[key] += 1

@@ -17,6 +17,7 @@ from uuid import uuid4
 import pymongo
 from bson import CodecOptions, Timestamp
 from bson.binary import UuidRepresentation
+from bson.codec_options import DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
@@ -47,8 +48,20 @@ TRANSIENT_LABELS = (
     "TransientTransactionError",
 )
 
-_RAW = CodecOptions(
-    document_class=RawBSONDocument, uuid_representation=UuidRepresentation.STANDARD, tz_aware=True
+#: For documents of unknown writers: a date beyond Python's years stays a number.
+RAW: CodecOptions[RawBSONDocument] = CodecOptions(
+    document_class=RawBSONDocument,
+    uuid_representation=UuidRepresentation.STANDARD,
+    tz_aware=True,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
+
+#: The same, for looking at what RAW cannot read: broken text is shown with replacement marks.
+LENIENT: CodecOptions[dict[str, Any]] = CodecOptions(
+    uuid_representation=UuidRepresentation.STANDARD,
+    tz_aware=True,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
 )
 
 
@@ -128,22 +141,31 @@ async def ensure_collection(
     validator: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Create the collection, its indexes and its validator where they are missing. May be repeated,
-    and run by several processes at once.
+    Create the collection, its indexes and its validator where they are missing or different. May
+    be repeated, and run by several processes at once.
     """
+    options = {} if validator is None else {"validator": dict(validator)}
     try:
-        try:
-            await database.create_collection(name)
-        except (OperationFailure, pymongo.errors.CollectionInvalid) as error:
-            if isinstance(error, OperationFailure) and error.code != NAMESPACE_EXISTS:
-                raise
-        if validator is not None:
-            await database.command({"collMod": name, "validator": dict(validator)})
+        found = await database.command({"listCollections": 1, "filter": {"name": name}})
+        existing = found["cursor"]["firstBatch"]
+        if not existing:
+            await _create_collection(database, name, options)
+        elif options and existing[0]["options"].get("validator") != options["validator"]:
+            # only then: it waits for every open transaction, and all other writes wait behind it
+            await database.command({"collMod": name, **options})
         specifications = [dict(index) for index in indexes]
         if specifications:
             await database.command({"createIndexes": name, "indexes": specifications})
     except OperationFailure as error:
         raise named(error) from error
+
+
+async def _create_collection(database: Database, name: str, options: Mapping[str, Any]) -> None:
+    try:
+        await database.command({"create": name, **options})
+    except OperationFailure as error:
+        if error.code != NAMESPACE_EXISTS:  # another process was quicker
+            raise
 
 
 async def in_transaction(
@@ -268,7 +290,7 @@ class RawCursor:
     async def _run(self, command: Mapping[str, Any]) -> Batch:
         try:
             reply = await self._database.command(
-                dict(command), session=self._session, codec_options=_RAW
+                dict(command), session=self._session, codec_options=RAW
             )
         except OperationFailure as error:
             raise named(error) from error

@@ -213,6 +213,13 @@ def test_an_event_that_does_not_fit_is_parked_and_holds_back_its_key_only() -> N
     assert fates == {1: Fate.PARKED, 2: Fate.HELD, 3: Fate.PUBLISHED}
 
 
+def test_what_came_before_an_event_that_does_not_fit_goes_its_way() -> None:
+    window = a_window()
+    first, second = an_entry(1), an_entry(2)
+    publish(window, first, second, an_entry(3, fits=False))
+    assert window.confirmed(1, multiple=False, accepted=True).ready == [second]
+
+
 def test_the_window_is_full_by_bytes_too() -> None:
     window = Window(messages_limit=100, bytes_limit=15)
     publish(window, an_entry(1, "a"), an_entry(2, "b"))

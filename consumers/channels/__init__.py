@@ -1,0 +1,77 @@
+"""
+Channels: one file for each kind of third party.
+
+A channel is a class under the entry point group `assistance.channels`. Its own settings are a
+class of its own, read with the destination's name as prefix: the destination `slack-emea` reads
+`SLACK_EMEA_WEBHOOK_URL`. Nothing else of it is known to the workers, so a new channel is one new
+file and configuration.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from pydantic_settings import SettingsConfigDict
+
+from assistance.verdict import Verdict
+from runtime.settings import SettingsTable
+
+GROUP = "assistance.channels"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """
+    What is handed over.
+
+    idempotency_key: the same in every attempt of this delivery, and in no other.
+    attempt: counts from one.
+    may_be_repeat: an earlier attempt ended without an answer, so the third party may have it.
+    """
+
+    request_id: str
+    topic: str
+    description: str
+    idempotency_key: str
+    attempt: int
+    created_at: datetime
+    may_be_repeat: bool
+
+
+class Channel(Protocol):
+    """
+    One configured place of a third party.
+
+    `send` gives its verdict within `call_timeout_seconds`, because only the channel knows whether
+    anything had been sent by then. It raises nothing: whatever happens is a verdict.
+    """
+
+    Settings: type[SettingsTable]
+
+    def __init__(self, settings: Any, *, call_timeout_seconds: float) -> None: ...
+
+    async def send(self, message: Message) -> Verdict: ...
+
+    async def close(self) -> None: ...
+
+
+class UnknownChannel(LookupError):
+    """No installed package brings a channel of this name; the message lists those there are."""
+
+
+def find_channel(name: str) -> type[Channel]:
+    """Raises UnknownChannel."""
+    found = entry_points(group=GROUP)
+    if name not in found.names:
+        known = ", ".join(sorted(found.names)) or "none"
+        raise UnknownChannel(f"there is no channel {name!r}; known: {known}")
+    channel: type[Channel] = found[name].load()
+    return channel
+
+
+def settings_table(channel: type[Channel], destination: str) -> type[SettingsTable]:
+    """The channel's table for one destination, with its prefix."""
+    prefix = destination.replace("-", "_") + "_"
+    config = SettingsConfigDict(env_prefix=prefix)
+    return type(channel.Settings.__name__, (channel.Settings,), {"model_config": config})

@@ -1,0 +1,171 @@
+"""`python -m consumers run slack`, `... run dead-letters`, `... run reconciler`, `... topology`"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+
+from assistance.events import hint_routing_key
+from assistance.routing import RoutingTable
+from consumers import topology as broker
+from consumers.channels import Channel, UnknownChannel, find_channel, settings_table
+from consumers.database import GivenUp, open_database
+from consumers.dead_letters import run_dead_letters
+from consumers.reconciler import Reconciler, run_reconciler, why
+from consumers.settings import (
+    DeadLetterSettings,
+    ReconcilerSettings,
+    TopologySettings,
+    WorkerSettings,
+)
+from consumers.worker import run_worker
+from runtime.logs import set_up_logs
+from runtime.mongo import UnsuitableServer
+from runtime.rabbit import BrokerError, connect
+from runtime.settings import (
+    ProcessSettings,
+    SettingsTable,
+    load_settings,
+    read_settings,
+    refuse_settings,
+)
+from runtime.shutdown import Stop
+
+commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Life = Callable[[Stop], Coroutine[Any, Any, None]]
+
+
+@commands.callback()
+def consumers() -> None:
+    """Hand requests over to third parties, and clean up behind."""
+
+
+@commands.command()
+def run(
+    who: Annotated[str, typer.Argument(help="a destination, `dead-letters` or `reconciler`")],
+    *,
+    once: Annotated[bool, typer.Option("--once", help="reconciler: one pass, then stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="reconciler: say what one pass would do")
+    ] = False,
+) -> None:
+    """Run one consumer until SIGTERM or Ctrl-C."""
+    if who == "reconciler":
+        run_one_reconciler(once=once, dry_run=dry_run)
+    elif once or dry_run:
+        raise typer.BadParameter("--once and --dry-run are for the reconciler only")
+    elif who == "dead-letters":
+        settings = load_settings(DeadLetterSettings, "dead-letters")
+        live("dead-letters", settings, lambda stop: run_dead_letters(settings, stop))
+    else:
+        run_one_worker(who)
+
+
+@commands.command()
+def topology() -> None:
+    """Declare every exchange, queue and binding of the consumers, and say which."""
+    settings = load_settings(TopologySettings, "topology")
+
+    async def declare(_stop: Stop) -> None:
+        connection = await connect(
+            settings.rabbitmq_url.get_secret_value(),
+            name="topology",
+            heartbeat_seconds=settings.rabbitmq_heartbeat_seconds,
+        )
+        channel = await connection.open_channel()
+        for destination in settings.destinations:
+            await broker.declare_deliveries(
+                channel,
+                destination,
+                events_exchange=settings.events_exchange,
+                delivery_limit=settings.delivery_limit,
+            )
+        await connection.close()
+
+    live("topology", settings, declare)
+    for destination in settings.destinations:
+        key, queue = hint_routing_key(destination), broker.deliveries_queue(destination)
+        sys.stdout.write(f"{settings.events_exchange} -- {key} --> {queue}\n")
+    sys.stdout.write(f"{broker.DEAD_LETTERS_EXCHANGE} --> {broker.DEAD_LETTERS_QUEUE}\n")
+
+
+def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
+    settings = load_settings(ReconcilerSettings, "reconciler")
+
+    async def pass_once(stop: Stop) -> None:
+        async with open_database(settings, "reconciler", stop) as database:
+            reconciler = Reconciler(database)
+            if dry_run:
+                for owed in await reconciler.preview():
+                    sys.stdout.write(
+                        f"{owed.request_id} {owed.destination} would {owed.step} ({why(owed)})\n"
+                    )
+            else:
+                sys.stdout.write(f"{await reconciler.run_once()} seen to\n")
+
+    if once or dry_run:
+        live("reconciler", settings, pass_once)
+    else:
+        live("reconciler", settings, lambda stop: run_reconciler(settings, stop))
+
+
+def run_one_worker(destination: str) -> None:
+    process = f"worker-{destination}"
+    channel = _channel_of(destination, process)
+    table = settings_table(channel, destination)
+    settings, channel_settings = read_settings(WorkerSettings), read_settings(table)
+    problems = [*_problems(settings), *_problems(channel_settings)]
+    if isinstance(settings, list) or problems:
+        refuse_settings(process, problems)
+
+    async def work(stop: Stop) -> None:
+        third_party = channel(channel_settings, call_timeout_seconds=settings.call_timeout_seconds)
+        await run_worker(settings, destination, third_party, stop)
+
+    live(process, settings, work)
+
+
+def live(process: str, settings: ProcessSettings, life: Life) -> None:
+    """Live until the life ends by itself or is asked to stop; say in one line why it cannot."""
+    set_up_logs(process, level=settings.log_level, format=settings.log_format)
+
+    async def until_stopped() -> None:
+        stop = Stop()
+        stop.on_signals()
+        with suppress(GivenUp):
+            await life(stop)
+
+    try:
+        asyncio.run(until_stopped())
+    except (UnsuitableServer, BrokerError) as refusal:
+        sys.exit(f"{process} does not start: {refusal}")
+
+
+class _Routes(SettingsTable, RoutingTable):
+    """What names the channel, read by itself: the channel's own table has yet to be found."""
+
+
+def _channel_of(destination: str, process: str) -> type[Channel]:
+    routes = read_settings(_Routes)
+    if isinstance(routes, list):
+        # with broken routes the channel's table is not known: these problems come first
+        refuse_settings(process, [*_problems(read_settings(WorkerSettings))])
+    if destination not in routes.destinations:
+        known = ", ".join([*sorted(routes.destinations), "dead-letters", "reconciler"])
+        raise typer.BadParameter(f"there is no destination {destination!r}; known: {known}")
+    try:
+        return find_channel(routes.destinations[destination])
+    except UnknownChannel as unknown:
+        refuse_settings(process, [f"DESTINATIONS.{destination}: {unknown}"])
+
+
+def _problems(read: SettingsTable | list[str]) -> list[str]:
+    return read if isinstance(read, list) else []
+
+
+if __name__ == "__main__":
+    commands()

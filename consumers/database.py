@@ -1,0 +1,103 @@
+"""The consumers' way to MongoDB."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import pymongo
+from loguru import logger
+from pymongo.errors import OperationFailure, PyMongoError
+
+from assistance.collection import (
+    ASSISTANCES,
+    ASSISTANCES_INDEXES,
+    ASSISTANCES_VALIDATOR,
+    DEAD_LETTERS,
+    DEAD_LETTERS_INDEXES,
+)
+from outbox.collection import INDEXES, OUTBOX
+from runtime.mongo import (
+    AUTHENTICATION_FAILED,
+    UNAUTHORIZED,
+    CommitUnknown,
+    Database,
+    check_server,
+    ensure_collection,
+    is_transient,
+    open_client,
+)
+from runtime.retry import growing_delays
+from runtime.settings import MongoSettings
+from runtime.shutdown import Stop
+
+#: A server that is frozen answers nothing; then the next try may find another primary.
+TRY_SECONDS = 10.0
+
+Result = TypeVar("Result")
+
+
+class GivenUp(Exception):
+    """A stop was asked for while MongoDB was away; nothing was done."""
+
+
+@asynccontextmanager
+async def open_database(
+    settings: MongoSettings, process: str, stop: Stop
+) -> AsyncIterator[Database]:
+    """
+    The database, checked and with its indexes, as soon as MongoDB is there.
+
+    Raises UnsuitableServer, or GivenUp.
+    """
+    client = open_client(settings.mongodb_url.get_secret_value(), process=process)
+    database: Database = client[settings.mongodb_database]
+
+    async def prepare() -> None:
+        await check_server(client)
+        await ensure_collection(database, OUTBOX, indexes=INDEXES)
+        await ensure_collection(
+            database, ASSISTANCES, indexes=ASSISTANCES_INDEXES, validator=ASSISTANCES_VALIDATOR
+        )
+        await ensure_collection(database, DEAD_LETTERS, indexes=DEAD_LETTERS_INDEXES)
+
+    try:
+        await insist(prepare, stop)
+        yield database
+    finally:
+        client.close()
+
+
+async def insist(action: Callable[[], Awaitable[Result]], stop: Stop | None = None) -> Result:
+    """
+    Do it, and while MongoDB is away do it again, with growing waits.
+
+    With `stop`, raises GivenUp once a stop is asked for; without, whoever waits may cancel.
+    """
+    delays = growing_delays()
+    while True:
+        try:
+            with pymongo.timeout(TRY_SECONDS):
+                return await action()
+        except (PyMongoError, CommitUnknown) as error:
+            if not _passes(error):
+                raise
+            # its own words hold the whole topology
+            code = getattr(error, "code", None)
+            logger.warning("mongodb.away", reason=type(error).__name__, code=code)
+        if stop is None:
+            await asyncio.sleep(next(delays))
+        else:
+            await stop.rest(next(delays))
+            if stop.requested:
+                raise GivenUp
+
+
+def _passes(error: Exception) -> bool:
+    if isinstance(error, CommitUnknown) or is_transient(error):
+        return True
+    # rights that are taken away come back when somebody sees the log
+    return isinstance(error, OperationFailure) and error.code in {
+        UNAUTHORIZED,
+        AUTHENTICATION_FAILED,
+    }

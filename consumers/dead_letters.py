@@ -1,0 +1,148 @@
+"""
+The dead-letter consumer: what no worker could take is stored, with where it came from and why.
+
+A letter is acknowledged only once it is stored. It never fails a request: a worker that crashes
+drags messages over the delivery limit that nobody ever tried. One that belongs to an open delivery
+gives the delivery back to the reconciler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+from loguru import logger
+
+from assistance.collection import DEAD_LETTERS
+from assistance.events import read_hint
+from consumers.database import insist, open_database
+from consumers.hints import Hints
+from consumers.receiving import Receiver, Subscription
+from consumers.settings import DeadLetterSettings
+from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
+from outbox.errors import UndecodableBody
+from runtime.mongo import Database
+from runtime.rabbit import Channel, Message
+from runtime.shutdown import Stop
+
+#: Enough to see what it is; a whole message may have 16 MiB, as much as a document.
+BODY_LIMIT_BYTES = 16 * 1024
+
+CONCURRENCY = 8
+
+
+class Decision(StrEnum):
+    PARKED = "parked"
+    GIVEN_BACK = "given_back"
+    NOTHING_OWED = "nothing_owed"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """
+    id: the same for the same message from the same queue, so that a letter that comes twice is
+    stored once.
+    hint: event id, request id and destination, where it is a hint.
+    problem: why it is none.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    hint: tuple[str, str, str] | None
+    problem: str
+
+
+def read_letter(message: Message) -> Letter:
+    queue = _first_death(message, "queue")
+    mark = sha256("\0".join([queue, message.message_id or "", ""]).encode() + message.body)
+    try:
+        hint, problem = read_hint(message.body), ""
+    except UndecodableBody as error:
+        hint, problem = None, str(error)
+    return Letter(
+        id=f"message/{mark.hexdigest()}",
+        fields={
+            "origin": "message",
+            "queue": queue,
+            "reason": _first_death(message, "reason"),
+            "exchange": _first_death(message, "exchange"),
+            "routing_key": message.routing_key,
+            "message_id": message.message_id,
+            "body": _shown(message.body),
+            "body_bytes": len(message.body),
+            "problem": problem,
+            "request_id": hint[1] if hint else None,
+            "destination": hint[2] if hint else None,
+        },
+        hint=hint,
+        problem=problem,
+    )
+
+
+class DeadLetters:
+    def __init__(self, database: Database) -> None:
+        self._letters = database[DEAD_LETTERS]
+        self._hints = Hints(database)
+
+    async def handle(self, message: Message, queue: Channel) -> None:
+        letter = read_letter(message)
+        decision = await insist(lambda: self._decide(letter))
+        await insist(lambda: self._store(letter, decision))
+        queue.ack(message)
+        logger.warning(
+            "letter.stored",
+            letter_id=letter.id,
+            event_id=message.message_id,
+            request_id=letter.fields["request_id"],
+            destination=letter.fields["destination"],
+            queue=letter.fields["queue"],
+            reason=letter.fields["reason"],
+            problem=letter.problem,
+            decision=decision.value,
+        )
+
+    async def _decide(self, letter: Letter) -> Decision:
+        if letter.hint is None:
+            return Decision.PARKED
+        event_id, request_id, destination = letter.hint
+        if await self._hints.give_back(request_id, destination, event_id):
+            return Decision.GIVEN_BACK
+        return Decision.NOTHING_OWED
+
+    async def _store(self, letter: Letter, decision: Decision) -> None:
+        now = datetime.now(UTC)
+        await self._letters.update_one(
+            {"_id": letter.id},
+            {
+                "$set": {**letter.fields, "decision": decision.value, "last_seen_at": now},
+                "$setOnInsert": {"first_seen_at": now},
+                "$inc": {"count": 1},
+            },
+            upsert=True,
+        )
+
+
+def _first_death(message: Message, what: str) -> str:
+    """https://www.rabbitmq.com/docs/dlx#effects ; `unknown` when the broker does not say."""
+    value = message.headers.get(f"x-first-death-{what}")
+    return value if isinstance(value, str) else "unknown"
+
+
+def _shown(body: bytes) -> str:
+    return body[:BODY_LIMIT_BYTES].decode("utf-8", "replace")
+
+
+async def run_dead_letters(settings: DeadLetterSettings, stop: Stop) -> None:
+    """Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start."""
+    async with open_database(settings, "dead-letters", stop) as database:
+        subscription = Subscription(
+            name="dead-letters",
+            queue=DEAD_LETTERS_QUEUE,
+            concurrency=CONCURRENCY,
+            grace_seconds=settings.shutdown_grace_seconds,
+            declare=declare_dead_letters,
+            handle=DeadLetters(database).handle,
+        )
+        await Receiver(settings, subscription, stop).run()

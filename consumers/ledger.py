@@ -1,0 +1,356 @@
+"""
+The ledger: who may call for a delivery, and what came of it.
+
+    claim   one update: due and free -> claimed, with the next fence and one more attempt
+    record  only under the newest fence: closed, or waiting for its next date
+
+The server's clock decides what is due and what is free, since workers' clocks differ.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from time import monotonic
+from typing import Any
+
+from pymongo import ReturnDocument
+
+from assistance import events
+from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.delivery import (
+    Conclusion,
+    Delivery,
+    DeliveryState,
+    Failed,
+    Succeeded,
+    TryAgain,
+    conclude,
+    is_open,
+)
+from assistance.request import Request, Status, delivery_to, status_of
+from assistance.retry_policy import RetryPolicy
+from assistance.verdict import Unknown, Verdict
+from consumers.update import CLAIMABLE, NOW, change, given, some_delivery
+from outbox.collection import OUTBOX
+from runtime.mongo import Database, Session, in_transaction
+
+TRANSACTION_SECONDS = 10.0
+
+#: What is known of an attempt whose worker died: nothing.
+WORKER_LOST = Unknown("worker_lost")
+
+
+class Refusal(StrEnum):
+    """Why a delivery is not ours to call for, or to record."""
+
+    UNKNOWN_REQUEST = "unknown_request"
+    CLOSED = "closed"
+    NOT_DUE = "not_due"
+    CLAIMED = "claimed"
+    FENCED = "fenced"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    reason: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """
+    The right to call for one delivery, until the lease ends.
+
+    attempt: counts from one. With `used_up` it is the last that was made, and no call is owed.
+    may_be_repeat: an earlier attempt ended without an answer.
+    lease_until, expires: the same moment, by the server's clock and by `time.monotonic`.
+    """
+
+    request_id: str
+    destination: str
+    topic: str
+    description: str
+    created_at: datetime
+    idempotency_key: str
+    fence: int
+    attempt: int
+    used_up: bool
+    may_be_repeat: bool
+    lease_until: datetime
+    expires: float
+
+    def seconds_left(self) -> float:
+        return self.expires - monotonic()
+
+    def now(self) -> datetime:
+        """The server's time, as far as this process can tell."""
+        return self.lease_until - timedelta(seconds=self.seconds_left())
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    conclusion: Conclusion
+
+
+class Ledger:
+    def __init__(
+        self, database: Database, *, policy: RetryPolicy, lease_seconds: float, worker: str
+    ) -> None:
+        self._database = database
+        self._requests = database[ASSISTANCES]
+        self._policy = policy
+        self._lease_seconds = lease_seconds
+        self._worker = worker
+        self._randomness = random.Random()  # noqa: S311  # spreads waits; nothing is secret
+
+    async def claim(self, request_id: str, destination: str) -> Claim | Refused:
+        asked_at = monotonic()
+        request: Request | None = await self._requests.find_one_and_update(
+            {"_id": request_id, "$expr": some_delivery(destination, *CLAIMABLE)},
+            change(destination, self._claimed()),
+            return_document=ReturnDocument.AFTER,
+        )
+        delivery = delivery_to(request, destination) if request else None
+        if request is None or delivery is None:
+            return Refused(await self._why_not(request_id, destination))
+        assert delivery["lease_until"] is not None
+        attempts = delivery["attempts"]
+        return Claim(
+            request_id=request_id,
+            destination=destination,
+            topic=request["topic"],
+            description=request["description"],
+            created_at=request["created_at"],
+            idempotency_key=delivery["idempotency_key"],
+            fence=delivery["fence"],
+            attempt=len(attempts),
+            used_up=attempts[-1]["fence"] != delivery["fence"],
+            may_be_repeat=any(attempt.get("verdict") == "unknown" for attempt in attempts),
+            lease_until=delivery["lease_until"],
+            # counted from before the question, so that ours never outlives the server's
+            expires=asked_at + self._lease_seconds,
+        )
+
+    async def record(self, claim: Claim, verdict: Verdict, calls: int) -> Recorded | Refused:
+        """
+        Write what came of the calls, unless somebody else has claimed the delivery since.
+
+        May be repeated when an answer was lost: what is written is not written twice.
+        """
+        conclusion = conclude(
+            verdict,
+            attempts_made=claim.attempt,
+            policy=self._policy,
+            now=claim.now(),
+            randomness=self._randomness,
+        )
+        if isinstance(conclusion, TryAgain):
+            written = await self._put_back(claim, conclusion, _ended(claim, verdict, calls))
+        else:
+            written = await self._close(claim, conclusion, verdict, _ended(claim, verdict, calls))
+        if written or await self._is_recorded(claim):
+            return Recorded(conclusion)
+        return Refused(Refusal.FENCED)
+
+    async def _put_back(self, claim: Claim, conclusion: TryAgain, attempts: Any) -> bool:
+        waiting = {
+            "state": given(DeliveryState.WAITING.value),
+            "due_at": given(conclusion.due_at),
+            "hint_until": given(conclusion.due_at),
+            "lease_until": given(None),
+            "attempts": attempts,
+        }
+        answer = await self._requests.update_one(
+            _held_by(claim), change(claim.destination, waiting)
+        )
+        return bool(answer.matched_count)
+
+    async def _close(
+        self, claim: Claim, conclusion: Succeeded | Failed, verdict: Verdict, attempts: Any
+    ) -> bool:
+        """
+        One transaction: the delivery, the request's status when this was its last delivery, the
+        fact that tells so, and the dead letter when it failed.
+
+        All is made ready outside, against a version; and again, when another delivery of the same
+        request was quicker.
+        """
+        failed = conclusion if isinstance(conclusion, Failed) else None
+        state = DeliveryState.FAILED if failed else DeliveryState.SUCCEEDED
+        closed = {
+            "state": given(state.value),
+            "lease_until": given(None),
+            "attempts": attempts,
+        }
+        letter = _dead_letter(claim, failed, verdict) if failed else None
+        while True:
+            request: Request | None = await self._requests.find_one(_held_by(claim))
+            if request is None:
+                return False
+            status = _status_after(request, claim.destination, state)
+            facts = _facts(request, status, claim.now())
+            if await self._commit_close(claim, request["version"], closed, status, facts, letter):
+                return True
+
+    async def _commit_close(
+        self,
+        claim: Claim,
+        version: int,
+        closed: Mapping[str, Any],
+        status: Status,
+        facts: Sequence[Mapping[str, Any]],
+        letter: Mapping[str, Any] | None,
+    ) -> bool:
+        changed = change(
+            claim.destination,
+            closed,
+            {
+                "status": given(status.value),
+                "version": given(version + len(facts)),
+                "updated_at": given(claim.now()),
+            },
+        )
+
+        async def write(session: Session) -> bool:
+            answer = await self._requests.update_one(
+                {**_held_by(claim), "version": version}, changed, session=session
+            )
+            if not answer.matched_count:
+                return False
+            if facts:
+                await self._database[OUTBOX].insert_many(facts, session=session)
+            if letter is not None:
+                first_seen = {"first_seen_at": letter["last_seen_at"]}
+                await self._database[DEAD_LETTERS].update_one(
+                    {"_id": f"delivery/{claim.request_id}/{claim.destination}"},
+                    {"$set": letter, "$setOnInsert": first_seen, "$inc": {"count": 1}},
+                    upsert=True,
+                    session=session,
+                )
+            return True
+
+        return await in_transaction(
+            self._database.client, write, deadline_seconds=TRANSACTION_SECONDS
+        )
+
+    async def _is_recorded(self, claim: Claim) -> bool:
+        """Whether it was this very claim that ended already: its answer had been lost."""
+        request: Request | None = await self._requests.find_one({"_id": claim.request_id})
+        delivery = delivery_to(request, claim.destination) if request else None
+        return (
+            delivery is not None
+            and delivery["fence"] == claim.fence
+            and delivery["state"] != DeliveryState.CLAIMED
+        )
+
+    async def _why_not(self, request_id: str, destination: str) -> Refusal:
+        request: Request | None = await self._requests.find_one({"_id": request_id})
+        delivery = delivery_to(request, destination) if request else None
+        if delivery is None:
+            return Refusal.UNKNOWN_REQUEST
+        if not is_open(delivery):
+            return Refusal.CLOSED
+        return Refusal.CLAIMED if _is_claimed(delivery) else Refusal.NOT_DUE
+
+    def _claimed(self) -> dict[str, Any]:
+        made = {"$size": "$$delivery.attempts"}
+        fence = {"$add": ["$$delivery.fence", 1]}
+        lease_until = {"$add": [NOW, int(self._lease_seconds * 1000)]}
+        lost = _end_attempts(
+            {"ended_at": NOW, "verdict": given("unknown"), "code": given(WORKER_LOST.code)}
+        )
+        new = {
+            "number": {"$add": [made, 1]},
+            "fence": fence,
+            "worker": given(self._worker),
+            "started_at": NOW,
+        }
+        used_up = {"$gte": [made, self._policy.attempts_limit]}
+        return {
+            "state": given(DeliveryState.CLAIMED.value),
+            "fence": fence,
+            "lease_until": lease_until,
+            "hint_until": lease_until,
+            "hints": 0,
+            "attempts": {"$cond": [used_up, lost, {"$concatArrays": [lost, [new]]}]},
+        }
+
+
+def _is_claimed(delivery: Delivery) -> bool:
+    return delivery["state"] == DeliveryState.CLAIMED
+
+
+def _held_by(claim: Claim) -> dict[str, Any]:
+    held = {
+        "destination": claim.destination,
+        "state": DeliveryState.CLAIMED.value,
+        "fence": claim.fence,
+    }
+    return {"_id": claim.request_id, "deliveries": {"$elemMatch": held}}
+
+
+def _ended(claim: Claim, verdict: Verdict, calls: int) -> dict[str, Any]:
+    said = {"excerpt": given(verdict.excerpt)} if verdict.excerpt else {}
+    return _end_attempts(
+        {
+            "ended_at": given(claim.now()),
+            "calls": given(calls),
+            "verdict": given(verdict_word(verdict)),
+            "code": given(verdict.code),
+            **said,
+        }
+    )
+
+
+def _end_attempts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Every attempt that is still open, ended; there is one at most."""
+    still_open = {"$eq": [{"$type": "$$attempt.ended_at"}, "missing"]}
+    ended = {"$mergeObjects": ["$$attempt", dict(fields)]}
+    return {
+        "$map": {
+            "input": "$$delivery.attempts",
+            "as": "attempt",
+            "in": {"$cond": [still_open, ended, "$$attempt"]},
+        }
+    }
+
+
+def verdict_word(verdict: Verdict) -> str:
+    return type(verdict).__name__.lower()
+
+
+def _status_after(request: Request, destination: str, state: DeliveryState) -> Status:
+    return status_of(
+        [
+            state.value if delivery["destination"] == destination else delivery["state"]
+            for delivery in request["deliveries"]
+        ]
+    )
+
+
+def _facts(request: Request, status: Status, now: datetime) -> list[dict[str, Any]]:
+    if status is Status.ACCEPTED:
+        return []
+    return [
+        events.fact(
+            events.FACT_OF_STATUS[status],
+            request_id=request["_id"],
+            topic=request["topic"],
+            status=status,
+            seq=request["version"] + 1,
+            now=now,
+        )
+    ]
+
+
+def _dead_letter(claim: Claim, failed: Failed, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "origin": "delivery",
+        "request_id": claim.request_id,
+        "destination": claim.destination,
+        "reason": failed.reason,
+        "code": verdict.code,
+        "excerpt": verdict.excerpt,
+        "last_seen_at": claim.now(),
+    }

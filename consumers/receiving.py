@@ -1,0 +1,148 @@
+"""
+A queue's messages, for as long as the process lives.
+
+The broker may go and come back. What is in hand then is finished, because its outcome counts in
+MongoDB and not on the broker; what was not begun comes again over the next connection.
+
+At a stop nothing new is begun; what is in hand is finished and acknowledged; the channel is closed
+last, and what was not begun goes back to its queue.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from loguru import logger
+
+from consumers.database import GivenUp
+from runtime.rabbit import BrokerError, BrokerGone, BrokerRefused, Channel, Message, connect
+from runtime.retry import growing_delays
+from runtime.settings import RabbitSettings
+from runtime.shutdown import Stop
+
+#: Messages fetched for each that is worked on: the next is at hand when one is done, and little
+#: is kept from other workers, or counted against the delivery limit when this one crashes.
+PREFETCH_RATIO = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """
+    declare: called on each new connection, so it must bear repeating.
+    handle: acknowledges or dead-letters the message on the channel that it came by.
+    """
+
+    name: str
+    queue: str
+    concurrency: int
+    grace_seconds: float
+    declare: Callable[[Channel], Awaitable[None]]
+    handle: Callable[[Message, Channel], Awaitable[None]]
+
+
+class Receiver:
+    def __init__(self, settings: RabbitSettings, subscription: Subscription, stop: Stop) -> None:
+        self._settings = settings
+        self._subscription = subscription
+        self._stop = stop
+        self._served = False
+        self._delays = growing_delays()
+        self._free = asyncio.Semaphore(subscription.concurrency)
+        self._in_hand: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """
+        Receive until asked to stop.
+
+        Raises BrokerRefused when the broker refuses us before it ever served us; later on that is
+        waited out, since a broker that is just starting may refuse everybody.
+        """
+        while not self._stop.requested:
+            try:
+                await self._serve()
+            except BrokerError as trouble:
+                if isinstance(trouble, BrokerRefused) and not self._served:
+                    raise
+                logger.warning("broker.away", reason=str(trouble), in_hand=len(self._in_hand))
+                await self._stop.rest(next(self._delays))
+        await self._finish()
+
+    async def _serve(self) -> None:
+        """One connection, until it is lost (raises BrokerError) or a stop is asked for."""
+        subscription = self._subscription
+        connection = await connect(
+            self._settings.rabbitmq_url.get_secret_value(),
+            name=subscription.name,
+            heartbeat_seconds=self._settings.rabbitmq_heartbeat_seconds,
+        )
+        try:
+            channel = await connection.open_channel()
+            await subscription.declare(channel)
+            arrived: asyncio.Queue[Message] = asyncio.Queue()
+            await channel.consume(
+                subscription.queue,
+                prefetch=subscription.concurrency * PREFETCH_RATIO,
+                on_message=arrived.put_nowait,
+            )
+            self._served, self._delays = True, growing_delays()
+            logger.info("queue.receiving", queue=subscription.queue)
+            await self._begin_until_over(arrived, channel, connection.closed)
+            await self._finish()
+            await channel.close()
+        finally:
+            await connection.close()
+
+    async def _begin_until_over(
+        self,
+        arrived: asyncio.Queue[Message],
+        channel: Channel,
+        connection_closed: asyncio.Future[str],
+    ) -> None:
+        stopped = asyncio.create_task(self._stop.wait())
+        beginning = asyncio.create_task(self._begin_each(arrived, channel))
+        over = (stopped, channel.closed, connection_closed)
+        await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        beginning.cancel()
+        if self._stop.requested:
+            return
+        if channel.closed.done():
+            raise channel.closed.result()
+        raise BrokerGone(connection_closed.result())
+
+    async def _begin_each(self, arrived: asyncio.Queue[Message], channel: Channel) -> None:
+        while True:
+            await self._free.acquire()
+            try:
+                message = await arrived.get()
+            except asyncio.CancelledError:
+                self._free.release()
+                raise
+            task = asyncio.create_task(self._hold(message, channel))
+            self._in_hand.add(task)
+            task.add_done_callback(self._put_down)
+
+    async def _hold(self, message: Message, channel: Channel) -> None:
+        try:
+            await self._subscription.handle(message, channel)
+        except GivenUp:
+            return  # goes back to its queue when the channel is closed
+        except Exception:  # noqa: BLE001  # one message must not end the receiving of all others
+            # not acknowledged: it comes again with the next connection
+            logger.exception("message.not_handled", event_id=message.message_id)
+
+    def _put_down(self, task: asyncio.Task[None]) -> None:
+        self._in_hand.discard(task)
+        self._free.release()
+
+    async def _finish(self) -> None:
+        """Wait for what is in hand; what takes longer than the grace time is let go."""
+        if not self._in_hand:
+            return
+        logger.info("worker.finishing", in_hand=len(self._in_hand))
+        _, late = await asyncio.wait(self._in_hand, timeout=self._subscription.grace_seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            logger.warning("worker.let_go", in_hand=len(late))
+            await asyncio.wait(late)

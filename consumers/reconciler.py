@@ -1,0 +1,81 @@
+"""
+The reconciler: what the broker or a crash left behind is sent on its way again.
+
+It reads MongoDB only. Several may run: of those who see to the same delivery one wins.
+"""
+
+from collections import Counter
+from datetime import datetime
+
+from loguru import logger
+
+from assistance.delivery import DeliveryState
+from consumers.database import insist, open_database
+from consumers.hints import Hints, Owed, Step
+from consumers.settings import ReconcilerSettings
+from runtime.mongo import Database
+from runtime.shutdown import Stop
+
+#: Most deliveries seen to between two rests: after an outage the hints come back as a stream that
+#: the relay and the workers keep up with, and not as one wave.
+PASS_LIMIT = 200
+
+
+class Reconciler:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._hints = Hints(database)
+
+    async def run_once(self) -> int:
+        """See to what is owed now; how many deliveries it was."""
+        now = await self._server_time()
+        done: Counter[str] = Counter()
+        for owed in await self._hints.owed(now, limit=PASS_LIMIT):
+            done[await self._see_to(owed, now)] += 1
+        if done:
+            logger.info("reconciler.passed", **done)
+        return done.total()
+
+    async def preview(self) -> list[Owed]:
+        """What the next pass would see to."""
+        return await self._hints.owed(await self._server_time(), limit=PASS_LIMIT)
+
+    async def _see_to(self, owed: Owed, now: datetime) -> str:
+        about = logger.bind(
+            request_id=owed.request_id,
+            destination=owed.destination,
+            cause=owed.delivery["hint_event"],
+            reason=why(owed),
+        )
+        if owed.step is Step.POSTPONE:
+            postponed = await self._hints.postpone(owed)
+            if postponed:
+                about.info("hint.postponed")
+            return "postponed" if postponed else "overtaken"
+        event_id = await self._hints.send(owed, now)
+        if event_id is None:
+            return "overtaken"
+        about.info("hint.sent", event_id=event_id, hints=owed.delivery["hints"] + 1)
+        return "sent"
+
+    async def _server_time(self) -> datetime:
+        # the ledger's dates are by the server's clock
+        time: datetime = (await self._database.command("hello"))["localTime"]
+        return time
+
+
+def why(owed: Owed) -> str:
+    if owed.step is Step.POSTPONE:
+        return "hint_not_published"
+    if owed.delivery["state"] == DeliveryState.CLAIMED:
+        return "lease_expired"
+    return "retry_due" if owed.delivery["hints"] == 0 else "hint_lost"
+
+
+async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
+    """See to what is owed, again and again, until asked to stop. Raises UnsuitableServer."""
+    async with open_database(settings, "reconciler", stop) as database:
+        reconciler = Reconciler(database)
+        while not stop.requested:
+            await insist(reconciler.run_once, stop)
+            await stop.rest(settings.reconciler_interval_seconds)

@@ -1,0 +1,65 @@
+"""
+Updates of one delivery inside its request, as aggregation pipelines.
+
+Each recomputes `next_due_at` on the server, from all the deliveries as they are at that moment.
+In the expressions `$$delivery` is the delivery that is changed; whatever is data goes through
+`given`, or text that begins with a dollar sign would be read as an expression.
+
+https://www.mongodb.com/docs/manual/tutorial/update-documents-with-aggregation-pipeline/
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from assistance.delivery import OPEN_STATES
+
+NOW = "$$NOW"
+
+_IS_OPEN = {"$in": ["$$delivery.state", {"$literal": list(OPEN_STATES)}]}
+
+#: Due, and nobody's: the server's clock decides.
+CLAIMABLE: tuple[Any, ...] = (
+    _IS_OPEN,
+    {"$lte": ["$$delivery.due_at", NOW]},
+    {"$lte": [{"$ifNull": ["$$delivery.lease_until", "$$delivery.due_at"]}, NOW]},
+)
+
+
+def given(value: Any) -> dict[str, Any]:
+    return {"$literal": value}
+
+
+def some_delivery(destination: str, *conditions: Any) -> dict[str, Any]:
+    """Whether the delivery to this destination meets the conditions; goes under `$expr`."""
+    same = {"$eq": ["$$delivery.destination", given(destination)]}
+    return {"$anyElementTrue": [_each_delivery({"$and": [same, *conditions]})]}
+
+
+def change(
+    destination: str,
+    delivery_fields: Mapping[str, Any],
+    request_fields: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Both mappings: field -> expression."""
+    changed = {
+        "$cond": [
+            {"$eq": ["$$delivery.destination", given(destination)]},
+            {"$mergeObjects": ["$$delivery", dict(delivery_fields)]},
+            "$$delivery",
+        ]
+    }
+    return [
+        {"$set": {"deliveries": _each_delivery(changed), **(request_fields or {})}},
+        {"$set": {"next_due_at": _next_due_at()}},
+    ]
+
+
+def _next_due_at() -> dict[str, Any]:
+    """`assistance.request.next_due_at`, in the server's words; null when nothing is open."""
+    # $max passes over null; $min does too, and is null when nothing else is there
+    look = {"$max": ["$$delivery.due_at", "$$delivery.lease_until", "$$delivery.hint_until"]}
+    return {"$min": _each_delivery({"$cond": [_IS_OPEN, look, None]})}
+
+
+def _each_delivery(expression: Any) -> dict[str, Any]:
+    return {"$map": {"input": "$deliveries", "as": "delivery", "in": expression}}

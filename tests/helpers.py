@@ -119,10 +119,9 @@ class OurProcess:
                     f"{self.name} exited with {self.process.returncode} before it said {text!r};"
                     f" its last lines:\n{self.last_lines()}"
                 )
-            return found + 1
+            return found + len(text) if found >= 0 else 0
 
-        wait_until(place, f"{self.name} says {text!r}", deadline_seconds=deadline_seconds)
-        return place() - 1 + len(text)
+        return wait_until(place, f"{self.name} says {text!r}", deadline_seconds=deadline_seconds)
 
     def state(self) -> str:
         return f"{self.name}, {'running' if self.running else f'exit {self.process.returncode}'}"

@@ -1,0 +1,77 @@
+"""System packages: put in with apt-get, said first, with nothing started or enabled by it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+# One script, so that sudo asks once and everything is taken back whatever happens.
+#
+# - policy-rc.d is how Debian's maintainer scripts are told to start nothing. Ours speaks only while
+#   this script lives, so that even a SIGKILL leaves no rule behind; one that was there comes back.
+# - Units and init scripts of the packages that were not there before are disabled again: RabbitMQ
+#   brings epmd.socket and logrotate.timer beside its own service. deb-systemd-helper works with and
+#   without a running systemd, and remembers it for upgrades; it wants to know a package's name.
+# - A list that cannot be refreshed is no failure yet: the one at hand may do.
+INSTALL = r"""
+set -eu
+policy=/usr/sbin/policy-rc.d
+kept="$policy.kept-by-$$"
+packages() { dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii *//p'; }
+leave_nothing_behind() {
+    trap - EXIT HUP INT TERM
+    set +e
+    for package in $(packages | grep -vxF -e "$before"); do
+        for file in $(dpkg -L "$package"); do
+            name=${file##*/}
+            case $file in
+            */lib/systemd/system/*.service | */systemd/system/*.socket | */systemd/system/*.timer)
+                DPKG_MAINTSCRIPT_PACKAGE="$package" deb-systemd-helper disable "$name" >/dev/null ;;
+            /etc/init.d/*)
+                update-rc.d "$name" disable >/dev/null ;;
+            esac
+        done
+    done
+    rm -f "$policy"
+    if [ -e "$kept" ]; then mv "$kept" "$policy"; fi
+}
+before=$(packages)
+trap leave_nothing_behind EXIT
+trap 'exit 1' HUP INT TERM
+if [ -e "$policy" ]; then mv "$policy" "$kept"; fi
+printf '#!/bin/sh\nif kill -0 %s 2>/dev/null; then exit 101; fi\nexit 0\n' $$ >"$policy"
+chmod 755 "$policy"
+
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q || echo "The package lists could not be refreshed; those at hand must do."
+apt-get install -q -y --no-install-recommends "$@"
+"""
+
+
+def way_to_root(*, effective_user_id: int, apt_get: bool, sudo: bool) -> list[str] | None:
+    """Give what to put before a command that installs packages, or None where there is no way."""
+    if not apt_get:
+        return None
+    if effective_user_id == 0:
+        return []
+    return ["sudo"] if sudo else None
+
+
+def way_to_root_here() -> list[str] | None:
+    return way_to_root(
+        effective_user_id=os.geteuid(),
+        apt_get=shutil.which("apt-get") is not None,
+        sudo=shutil.which("sudo") is not None,
+    )
+
+
+def install(packages: Sequence[str], why: str, prefix: Sequence[str]) -> None:
+    """Install `packages`; raises CalledProcessError when apt-get fails, after its own words."""
+    manner = "sudo may ask for your password" if prefix else "as root"
+    print(
+        f"{why} Installing with apt-get ({manner}): {' '.join(packages)}."
+        " Nothing of it is started or enabled in the system.",
+        flush=True,
+    )
+    subprocess.run([*prefix, "sh", "-c", INSTALL, "sh", *packages], check=True, stdin=sys.stdin)

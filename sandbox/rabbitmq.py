@@ -1,0 +1,269 @@
+"""RabbitMQ for development and tests: a broker of our own, or one that was given."""
+
+import os
+import secrets
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import httpx
+import pika
+
+from sandbox.ports import LOOPBACK, free_ports, port_answers, port_is_free
+from sandbox.secret_files import remembered, write_secret
+from sandbox.server_process import Deadline, NotOursError, ServerFailedError, ServerProcess
+
+READY_SECONDS = 90
+USER = "sandbox"
+MANAGEMENT_PORT = 15672
+
+
+@dataclass
+class RabbitServer(ABC):
+    """A broker: `url` is `amqp://user:password@host:port/`, `management_url` its HTTP API."""
+
+    url: str = field(init=False)
+    management_url: str = field(init=False)
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Start it and return at once."""
+
+    @abstractmethod
+    def wait_ready(self) -> None:
+        """Return when AMQP and the management API answer; raises ServerFailedError."""
+
+    def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it in good order; data and ports are kept for the next start."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """End it at once; what it holds is not wanted any more."""
+
+    def create_vhost(self, name: str) -> str:
+        """Make a virtual host with all rights in it for our user; returns its AMQP URL."""
+        user = urlsplit(self.url).username
+        self._manage("PUT", f"vhosts/{quote(name, safe='')}")
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        self._manage("PUT", f"permissions/{quote(name, safe='')}/{user}", json=everything)
+        return self.url_of(name)
+
+    def delete_vhost(self, name: str) -> None:
+        self._manage("DELETE", f"vhosts/{quote(name, safe='')}")
+
+    def url_of(self, vhost: str) -> str:
+        return f"{self.url.rstrip('/')}/{quote(vhost, safe='')}"
+
+    def queue_depth(self, vhost: str, queue: str) -> int:
+        """Count the messages ready for delivery, exactly and now.
+
+        Asked over AMQP: the management API's figures are up to five seconds old.
+        """
+        connection = pika.BlockingConnection(pika.URLParameters(self.url_of(vhost)))
+        try:
+            declared = connection.channel().queue_declare(queue, passive=True)
+            return int(declared.method.message_count)
+        finally:
+            connection.close()
+
+    def close_connections(self, vhost: str, reason: str) -> int:
+        """Close every connection in a virtual host from the broker's side; says how many."""
+        connections = self._manage("GET", f"vhosts/{quote(vhost, safe='')}/connections").json()
+        for connection in connections:
+            self._manage(
+                "DELETE",
+                f"connections/{quote(connection['name'], safe='')}",
+                headers={"X-Reason": reason},
+            )
+        return len(connections)
+
+    def _manage(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        parts = urlsplit(self.url)
+        response = httpx.request(
+            method,
+            f"{self.management_url}/api/{path}",
+            auth=(parts.username or "", parts.password or ""),
+            json=json,
+            headers=headers,
+            timeout=30,
+        )
+        return response.raise_for_status()
+
+    def management_answers(self) -> bool:
+        try:
+            self._manage("GET", "whoami")
+        except httpx.HTTPError:
+            return False
+        return True
+
+
+@dataclass
+class LocalRabbit(RabbitServer):
+    """A node of our own from an installed RabbitMQ, with an epmd of its own.
+
+    `server_script` is the one beside `rabbitmq-env`: as root, the wrapper in /usr/sbin would switch
+    to a user who cannot write to our folder.
+    """
+
+    server_script: Path
+    folder: Path
+    node: ServerProcess = field(init=False)
+    epmd: ServerProcess = field(init=False)
+
+    def __post_init__(self) -> None:
+        kept = remembered(
+            self.folder / "settings.json",
+            lambda: {
+                "ports": free_ports(4),
+                "password": secrets.token_urlsafe(24),
+                "cookie": secrets.token_hex(32),
+            },
+        )
+        self.ports: list[int] = kept["ports"]
+        self.amqp_port, self.management_port, self.distribution_port, self.epmd_port = self.ports
+        self.url = f"amqp://{USER}:{kept['password']}@{LOOPBACK}:{self.amqp_port}/"
+        self.management_url = f"http://{LOOPBACK}:{self.management_port}"
+        self._write_configuration(kept["password"], kept["cookie"])
+        # Started by us, in the foreground, so that it is ours to end: the node would start one
+        # that stays behind, listening on every address.
+        self.epmd = ServerProcess(
+            "epmd",
+            ["epmd", "-address", LOOPBACK, "-port", str(self.epmd_port)],
+            self.folder / "epmd.log",
+        )
+        self.node = ServerProcess(
+            "RabbitMQ", [str(self.server_script)], self.folder / "rabbitmq.log", self._environment()
+        )
+
+    def _write_configuration(self, password: str, cookie: str) -> None:
+        settings = {
+            "listeners.tcp.1": f"{LOOPBACK}:{self.amqp_port}",
+            "management.tcp.ip": LOOPBACK,
+            "management.tcp.port": self.management_port,
+            "default_user": USER,
+            "default_pass": password,
+            "default_user_tags.administrator": "true",
+            "log.console": "true",
+            "log.console.level": "info",
+            "log.file": "false",
+        }
+        lines = [f"{name} = {value}\n" for name, value in settings.items()]
+        write_secret(self.folder / "rabbitmq.conf", "".join(lines))
+        write_secret(self.folder / ".erlang.cookie", cookie)
+        (self.folder / "advanced.config").write_text("[].\n")
+        (self.folder / "rabbitmq-env.conf").write_text("")
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+
+    def _environment(self) -> dict[str, str]:
+        folder = self.folder
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),  # where Erlang looks for its cookie
+            "RABBITMQ_NODENAME": "sandbox@localhost",
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            # The script then becomes the node instead of staying above it, so that our signals
+            # reach the node itself.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    def launch(self) -> None:
+        if not self.node.running:
+            self._check_ports()
+        self.epmd.launch()
+        self.node.launch()
+
+    def _check_ports(self) -> None:
+        ours = {self.epmd_port} if self.epmd.running else set()
+        for port in set(self.ports) - ours:
+            if not port_is_free(port):
+                raise ServerFailedError(
+                    f"Port {port} of the local RabbitMQ is taken: end what listens there (another"
+                    f" run on the same folder?), or remove {self.folder} to start afresh."
+                )
+
+    def wait_ready(self) -> None:
+        deadline = Deadline.after(READY_SECONDS, "RabbitMQ")
+        while not port_answers(self.amqp_port):
+            deadline.rest(f"port {self.amqp_port} does not answer", self.node, self.epmd)
+        while not self.management_answers():
+            deadline.rest("the management API does not answer", self.node, self.epmd)
+
+    def stop(self) -> None:
+        self.node.stop()
+        self.epmd.stop()
+
+    def kill(self) -> None:
+        """SIGKILL of the node; epmd stays for the next start, as it does in production."""
+        self.node.kill()
+
+    def discard(self) -> None:
+        self.node.kill()
+        self.epmd.kill()
+
+
+@dataclass
+class GivenRabbit(RabbitServer):
+    """A broker that somebody else runs: used, never started, stopped or hurt.
+
+    The user of `given_url` needs the administrator tag, and the management plugin must be on.
+    """
+
+    given_url: str
+    given_management_url: str | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.given_url)
+        self.url = self.given_url
+        self.management_url = (
+            self.given_management_url or f"http://{parts.hostname}:{MANAGEMENT_PORT}"
+        ).rstrip("/")
+
+    def launch(self) -> None:
+        """Nothing to start."""
+
+    def wait_ready(self) -> None:
+        deadline = Deadline.after(READY_SECONDS, "The broker at RABBITMQ_URL")
+        while not self.management_answers():
+            deadline.rest(
+                f"its management API does not answer at {self.management_url}"
+                " (RABBITMQ_MANAGEMENT_URL names another place)"
+            )
+
+    def stop(self) -> None:
+        """Not ours to stop."""
+
+    discard = stop
+
+    def kill(self) -> None:
+        raise NotOursError("RABBITMQ_URL")

@@ -12,6 +12,9 @@ from runtime.settings import MongoSettings, RabbitSettings
 #: What a call in process may wait before its second try; each further one waits twice as long.
 FIRST_PAUSE_SECONDS = 0.5
 
+#: A channel keeps its own deadline; one that does not is cut off so much later.
+OVERRUN_SECONDS = 1.0
+
 
 def _numbers(value: Any) -> Any:
     """`[5, 30]` or `5,30`."""
@@ -71,18 +74,22 @@ class WorkerSettings(MongoSettings, TopologySettings):
         )
 
     @property
+    def longest_call_seconds(self) -> float:
+        return self.call_timeout_seconds + OVERRUN_SECONDS
+
+    @property
     def lease_seconds(self) -> float:
         """Longer than all the calls of one attempt: computed, so that it cannot be set wrong."""
         pauses_seconds = FIRST_PAUSE_SECONDS * (2.0**self.call_tries / 2 - 1)
-        calls_seconds = self.call_timeout_seconds * self.call_tries
+        calls_seconds = self.longest_call_seconds * self.call_tries
         return calls_seconds + pauses_seconds + self.lease_margin_seconds
 
     @model_validator(mode="after")
     def _a_call_can_finish_before_the_end(self) -> Self:
-        if self.shutdown_grace_seconds <= self.call_timeout_seconds:
+        if self.shutdown_grace_seconds <= self.longest_call_seconds:
             raise ValueError(
-                "SHUTDOWN_GRACE_SECONDS must be longer than CALL_TIMEOUT_SECONDS, "
-                "or a call in hand could not finish at a stop"
+                f"SHUTDOWN_GRACE_SECONDS must be more than {OVERRUN_SECONDS:g} s longer than "
+                "CALL_TIMEOUT_SECONDS, or a call in hand could not finish at a stop"
             )
         return self
 

@@ -31,9 +31,6 @@ from runtime.rabbit import Channel, Message
 from runtime.retry import call_again
 from runtime.shutdown import Stop
 
-#: A channel keeps its own deadline; one that does not is cut off so much later.
-OVERRUN_SECONDS = 1.0
-
 NOT_CALLED = Later("lease_spent")
 
 
@@ -119,13 +116,12 @@ class Worker:
             return Outcome(WORKER_LOST, calls=0, duration_seconds=0.0)
         verdict: Verdict = NOT_CALLED
         calls = 0
-        longest_call_seconds = self._settings.call_timeout_seconds + OVERRUN_SECONDS
         began_at = monotonic()
 
         async def call_once() -> Verdict:
             nonlocal verdict, calls
             # this process may have been frozen: the lease may be somebody else's by now
-            if claim.seconds_left() > longest_call_seconds:
+            if claim.seconds_left() > self._settings.longest_call_seconds:
                 calls += 1
                 verdict = await self._send(_message(claim))
             return verdict
@@ -146,9 +142,8 @@ class Worker:
         return Outcome(verdict, calls, monotonic() - began_at)
 
     async def _send(self, message: channels.Message) -> Verdict:
-        deadline_seconds = self._settings.call_timeout_seconds + OVERRUN_SECONDS
         try:
-            async with asyncio.timeout(deadline_seconds):
+            async with asyncio.timeout(self._settings.longest_call_seconds):
                 return await self._third_party.send(message)
         except TimeoutError:
             return Unknown("no_answer_in_time")

@@ -15,7 +15,7 @@ from tests.helpers import OurProcess, group_members
 
 RunProcess = Callable[..., OurProcess]
 
-pytest_plugins = ["tests.third_parties"]
+pytest_plugins = ["tests.third_parties", "tests.deliveries"]
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()
 

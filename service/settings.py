@@ -22,7 +22,10 @@ def _split_keys(text: Any) -> Any:
             return json.loads(text)
         except ValueError as error:
             raise ValueError("starts like a JSON list and is none") from error
-    return [key.strip() for key in text.split(",") if key.strip()]
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    if not keys:
+        raise ValueError("names no key")
+    return keys
 
 
 def _is_a_real_key(key: SecretStr) -> SecretStr:
@@ -54,7 +57,9 @@ class ServiceSettings(MongoSettings, RoutingTable):
         default=16 * 1024, ge=2048, description="a longer request body is answered 413"
     )
     api_deadline_seconds: float = Field(
-        default=2.5,
+        # the driver looks at its clock every half second while it seeks a server, and an answer
+        # is promised within three seconds
+        default=2.0,
         gt=0,
         le=30,
         description="how long one call waits for MongoDB before it is answered 503",

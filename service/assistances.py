@@ -1,0 +1,146 @@
+"""`/api/assistances`: a request is accepted, and its state is told."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Depends, Request, Response, Security
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
+from assistance.routing import Routing
+from service import problems
+from service.api_keys import API_KEY_HEADER, ApiKeys, guarded_by
+from service.readiness import Readiness
+from service.request_log import note
+from service.requests import Requests
+
+PATH = "/api/assistances"
+
+EXAMPLE_ID = "0f5e2f6c-8f0c-4a7e-9a1e-5d0c9b1f7a10"
+EXAMPLE_PATH = f"{PATH}/{EXAMPLE_ID}"
+EXAMPLE_DESCRIPTION = "A customer asks for a quote for 40 seats"
+
+
+class Accepted(BaseModel):
+    id: UUID = Field(examples=[EXAMPLE_ID])
+    status: Status = Field(examples=[Status.ACCEPTED])
+    link: str = Field(description="where its state can be asked for", examples=[EXAMPLE_PATH])
+
+
+class Assistance(BaseModel):
+    id: UUID = Field(examples=[EXAMPLE_ID])
+    topic: str = Field(examples=["sales"])
+    description: str = Field(examples=[EXAMPLE_DESCRIPTION])
+    status: Status = Field(
+        description="`accepted`, then `succeeded` or `failed`", examples=[Status.SUCCEEDED]
+    )
+    created_at: datetime = Field(examples=["2026-11-23T10:15:30.123Z"])
+    updated_at: datetime = Field(examples=["2026-11-23T10:15:31.456Z"])
+
+
+def assistances_router(
+    *, routing: Routing, keys: ApiKeys, requests: Requests, readiness: Readiness
+) -> APIRouter:
+    topics = routing.topics
+    wrong_topic = _wrong_topic(topics)
+
+    def is_routed(topic: Any) -> Any:
+        if topic not in topics:
+            raise wrong_topic
+        return topic
+
+    class NewAssistance(BaseModel):
+        topic: Annotated[str, BeforeValidator(is_routed)] = Field(
+            examples=[topics[0]], json_schema_extra={"enum": list(topics)}
+        )
+        description: Annotated[str, AfterValidator(_holds_a_word)] = Field(
+            min_length=1,
+            max_length=DESCRIPTION_LIMIT_CHARACTERS,
+            description="more than white space",
+            examples=[EXAMPLE_DESCRIPTION],
+        )
+
+    def prepared() -> None:
+        if readiness.why_not_prepared is not None:
+            raise problems.unavailable(readiness.why_not_prepared)
+
+    router = APIRouter(
+        route_class=guarded_by(keys),
+        dependencies=[Security(API_KEY_HEADER), Depends(prepared)],
+        tags=["assistances"],
+    )
+
+    @router.post(
+        PATH,
+        status_code=HTTPStatus.ACCEPTED,
+        summary="Ask for assistance",
+        responses={
+            HTTPStatus.ACCEPTED.value: {
+                "description": "It is stored and will be handed over; it cannot be lost any more",
+                "headers": {"Location": {"schema": {"type": "string"}, "example": EXAMPLE_PATH}},
+            },
+            **problems.documented(
+                problems.invalid_request(
+                    [{"path": "body.topic", "code": "enum", "message": wrong_topic.message()}]
+                ),
+                problems.unauthorized(),
+                problems.body_too_large(16 * 1024),
+                problems.internal_error(),
+                problems.unavailable("MongoDB does not answer; nothing was accepted"),
+                instance=PATH,
+            ),
+        },
+    )
+    async def create(new: NewAssistance, request: Request, response: Response) -> Accepted:
+        request_id = uuid4()
+        note(request.scope, request_id=str(request_id))
+        acceptance = accept(
+            request_id=str(request_id),
+            topic=new.topic,
+            description=new.description,
+            destinations=routing.destinations_of(new.topic),
+            now=datetime.now(UTC),
+        )
+        await requests.insert(acceptance)
+        link = f"{PATH}/{request_id}"
+        response.headers["Location"] = link
+        return Accepted(id=request_id, status=Status.ACCEPTED, link=link)
+
+    @router.get(
+        f"{PATH}/{{id}}",
+        summary="Ask how it stands",
+        responses=problems.documented(
+            problems.invalid_request(
+                [{"path": "path.id", "code": "uuid_parsing", "message": "Should be a valid UUID"}]
+            ),
+            problems.unauthorized(),
+            problems.request_not_found(),
+            problems.internal_error(),
+            problems.unavailable("MongoDB does not answer"),
+            instance=EXAMPLE_PATH,
+        ),
+    )
+    async def read(id: UUID, request: Request) -> Assistance:
+        note(request.scope, request_id=str(id))
+        found = await requests.find(str(id))
+        if found is None:
+            raise problems.request_not_found()
+        return Assistance.model_validate({**found, "id": found["_id"]})
+
+    return router
+
+
+def _wrong_topic(topics: Sequence[str]) -> PydanticKnownError:
+    *others, last = (repr(topic) for topic in topics)
+    expected = f"{', '.join(others)} or {last}" if others else last
+    return PydanticKnownError("enum", {"expected": expected})
+
+
+def _holds_a_word(description: str) -> str:
+    if not description.strip():
+        raise PydanticCustomError("blank", "Should hold more than white space")
+    return description

@@ -1,0 +1,97 @@
+"""`python -m service audit`: every request held against its events, in one consistent view."""
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from assistance.books import EVENT_TYPES, OVERDUE_AFTER_SECONDS, Books, Reason, place_of
+from assistance.collection import ASSISTANCES
+from assistance.request import Request
+from outbox.collection import OUTBOX
+from runtime.mongo import Database
+
+OutboxDocuments = list[Mapping[str, Any]]
+
+#: An event was found whose request is not there: one was written without the other.
+ORPHANED = "the outbox holds its events, but the request itself does not exist"
+
+
+async def balance(
+    database: Database, *, overdue_after_seconds: float = OVERDUE_AFTER_SECONDS
+) -> Books:
+    """
+    The books of all requests. Both collections are read once, side by side, in the order of the
+    requests' ids; memory holds one request at a time.
+
+    Raises PyMongoError; with code 239 when it took longer than the server keeps a moment readable
+    (minSnapshotHistoryWindowInSeconds, five minutes).
+    """
+    books = Books()
+    now = datetime.now(UTC)
+    async with await database.client.start_session(snapshot=True) as session:
+        requests = database[ASSISTANCES].find(
+            {}, {"topic": False, "description": False}, sort=[("_id", 1)], session=session
+        )
+        events = database[OUTBOX].find(
+            {"key": {"$type": "string"}, "type": {"$in": EVENT_TYPES}},
+            {"key": True, "type": True, "seq": True, "state": True},
+            sort=[("key", 1)],
+            session=session,
+        )
+        async for request_id, request, its_events in _side_by_side(requests, events):
+            if request is None:
+                books.doubt(request_id, (ORPHANED,))
+                continue
+            place = place_of(
+                request, its_events, now=now, overdue_after_seconds=overdue_after_seconds
+            )
+            books.enter(request_id, place)
+    return books
+
+
+async def _side_by_side(
+    requests: AsyncIterator[Request], events: AsyncIterator[Mapping[str, Any]]
+) -> AsyncIterator[tuple[str, Request | None, OutboxDocuments]]:
+    """Both come in the order of the request's id; MongoDB's order of strings is Python's."""
+    request, event = await anext(requests, None), await anext(events, None)
+    while request is not None or event is not None:
+        request_id = min(
+            found for found in (request and request["_id"], event and event["key"]) if found
+        )
+        its_events: OutboxDocuments = []
+        while event is not None and event["key"] == request_id:
+            its_events.append(event)
+            event = await anext(events, None)
+        if request is not None and request["_id"] == request_id:
+            yield request_id, request, its_events
+            request = await anext(requests, None)
+        else:
+            yield request_id, None, its_events
+
+
+def books_as_json(books: Books) -> str:
+    told = {
+        "accepted": books.accepted,
+        "succeeded": books.succeeded,
+        "failed": books.failed,
+        "waiting": books.waiting.total(),
+        "waiting_for": _in_order(books),
+        "unexplained": books.unexplained,
+        "listed": books.listed,
+    }
+    return orjson.dumps(told, option=orjson.OPT_INDENT_2).decode()
+
+
+def books_as_lines(books: Books) -> list[str]:
+    """The last line is the balance; what does not add up stands above it."""
+    lines = [f"waiting, {reason}: {count}" for reason, count in _in_order(books).items()]
+    lines += [f"unexplained {found.request_id}: {'; '.join(found.why)}" for found in books.listed]
+    if books.unexplained > len(books.listed):
+        lines.append(f"and {books.unexplained - len(books.listed)} more that are unexplained")
+    return [*lines, str(books)]
+
+
+def _in_order(books: Books) -> dict[str, int]:
+    return {reason.value: books.waiting[reason] for reason in Reason if books.waiting[reason]}

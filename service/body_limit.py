@@ -1,0 +1,35 @@
+"""Bodies are read up to a limit, whether or not they say how long they are."""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import body_too_large
+
+
+class BodyLimit:
+    """ASGI middleware of our own, because Starlette's answers in plain text."""
+
+    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # h11 has checked that it is a number
+        if int(Headers(scope=scope).get("content-length", "0")) > self._limit_bytes:
+            too_large = body_too_large(self._limit_bytes).response(scope)
+            await too_large(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_up_to_the_limit() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._limit_bytes:
+                raise body_too_large(self._limit_bytes)
+            return message
+
+        await self._app(scope, receive_up_to_the_limit, send)

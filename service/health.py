@@ -1,0 +1,41 @@
+"""`/livez`: the process runs. `/readyz`: it can do its work. Open, as whoever probes has no key."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service import problems
+from service.readiness import Readiness
+
+
+class Alive(BaseModel):
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    status: Literal["ready"] = "ready"
+
+
+def health_router(readiness: Readiness) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", summary="Whether the process runs")
+    async def livez() -> Alive:
+        return Alive()
+
+    @router.get(
+        "/readyz",
+        summary="Whether a request would be accepted now",
+        responses=problems.documented(
+            problems.unavailable("MongoDB does not answer (ServerSelectionTimeoutError)"),
+            instance="/readyz",
+        ),
+    )
+    async def readyz() -> Ready:
+        reason = await readiness.why_not_ready()
+        if reason is not None:
+            raise problems.unavailable(reason)
+        return Ready()
+
+    return router

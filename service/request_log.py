@@ -1,0 +1,76 @@
+"""One line a call: what was asked, what came of it, how long it took. Never what people wrote."""
+
+from time import monotonic
+from traceback import format_tb
+from typing import Any
+
+from loguru import logger
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import internal_error
+
+#: Asked every few seconds by whatever watches the process.
+PROBES = frozenset({"/livez", "/readyz"})
+
+SERVER_ERRORS = 500
+
+
+def note(scope: Scope, **fields: Any) -> None:
+    """Add fields to the line that this call will get, such as `request_id`."""
+    scope["notes"].update(fields)
+
+
+class RequestLog:
+    """ASGI middleware, the outermost: whatever nobody caught is logged and answered 500 here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["notes"] = {}
+        started = monotonic()
+        status: int | None = None
+
+        async def send_and_remember(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_remember)
+        except Exception as error:
+            _log_defect(scope, error)
+            if status is not None:
+                raise
+            await internal_error().response(scope)(scope, receive, send_and_remember)
+        finally:
+            _log_call(scope, status, duration_ms=round((monotonic() - started) * 1000, 1))
+
+
+def _log_call(scope: Scope, status: int | None, *, duration_ms: float) -> None:
+    # the template, not the path: whatever a stranger types would end up in the log
+    route = getattr(scope.get("route"), "path", "unknown")
+    if status is None or status >= SERVER_ERRORS:
+        level = "WARNING"
+    else:
+        level = "DEBUG" if route in PROBES else "INFO"
+    logger.bind(
+        method=scope["method"],
+        route=route,
+        status=status,
+        duration_ms=duration_ms,
+        **scope["notes"],
+    ).log(level, "answered" if status is not None else "not answered")
+
+
+def _log_defect(scope: Scope, error: Exception) -> None:
+    # its message is left out: a refused write, for one, quotes what it was to write
+    note(scope, error=type(error).__name__)
+    code = getattr(error, "code", None)
+    logger.bind(code=code, stack="".join(format_tb(error.__traceback__)), **scope["notes"]).error(
+        "a call failed on our side"
+    )

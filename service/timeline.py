@@ -1,0 +1,131 @@
+"""One request's way, from its document and its events alone: what happened, and what comes next."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Any
+
+from assistance import events
+from assistance.books import Reason, why_waiting
+from assistance.delivery import Delivery, next_look_at
+from assistance.request import Request
+from outbox.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    at: when; None where no time is known.
+    what: one word (`accepted`, `appended`, `published`, `held`, `started`, `ended`, `next`, ...).
+    subject: the destination or the event that it is about.
+    detail: the rest, in words.
+    """
+
+    at: datetime | None
+    what: str
+    subject: str
+    detail: str
+
+
+def timeline(
+    request: Request, outbox_documents: Sequence[Mapping[str, Any]], *, now: datetime
+) -> list[Entry]:
+    """In the order of time; what comes next stands at the end."""
+    in_order = sorted(outbox_documents, key=lambda document: int(document["seq"]))
+    happened = [_accepted(request)]
+    happened += chain.from_iterable(_event(document) for document in in_order)
+    happened += chain.from_iterable(_attempts(delivery) for delivery in request["deliveries"])
+    happened.sort(key=lambda entry: entry.at or now)
+    return [
+        *_removed(request, in_order),
+        *happened,
+        *_next(request, {document["_id"]: document for document in in_order}, now),
+    ]
+
+
+def _accepted(request: Request) -> Entry:
+    destinations = ", ".join(delivery["destination"] for delivery in request["deliveries"])
+    return Entry(request["created_at"], "accepted", request["topic"], f"goes to {destinations}")
+
+
+def _removed(request: Request, found: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
+    count = request["version"] - len(found)
+    if count > 0:
+        detail = f"{count} of {request['version']} were published long ago and are not kept"
+        yield Entry(None, "removed", "events", detail)
+
+
+def _event(document: Mapping[str, Any]) -> Iterator[Entry]:
+    subject = _subject(document)
+    yield Entry(document.get("created_at"), "appended", subject, f"event {document['seq']}")
+    match document.get("state"):
+        case State.PUBLISHED:
+            yield Entry(document.get("published_at"), "published", subject, "")
+        case State.HELD:
+            detail = f"{document.get('reason')}; tried again {_at(document.get('retry_at'))}"
+            yield Entry(document.get("settled_at"), "held", subject, detail)
+        case State.PARKED | State.DISCARDED as state:
+            yield Entry(
+                document.get("settled_at"), str(state), subject, str(document.get("reason"))
+            )
+
+
+def _subject(document: Mapping[str, Any]) -> str:
+    type, routing_key = str(document["type"]), str(document.get("routing_key"))
+    return routing_key if type == events.HINT else type
+
+
+def _attempts(delivery: Delivery) -> Iterator[Entry]:
+    for attempt in delivery["attempts"]:
+        subject = f"{delivery['destination']}, attempt {attempt['number']}"
+        yield Entry(attempt["started_at"], "started", subject, f"by worker {attempt['worker']}")
+        if "ended_at" in attempt:
+            said = (
+                attempt.get("verdict"),
+                attempt.get("code"),
+                f"after {attempt['calls']} calls" if attempt.get("calls", 1) > 1 else None,
+                attempt.get("excerpt"),
+            )
+            detail = ", ".join(str(part) for part in said if part)
+            yield Entry(attempt["ended_at"], "ended", subject, detail)
+
+
+def _next(
+    request: Request, hints: Mapping[str, Mapping[str, Any]], now: datetime
+) -> Iterator[Entry]:
+    for delivery in request["deliveries"]:
+        hint = hints.get(delivery["hint_event"], {})
+        reason = why_waiting(delivery, hint or None, now=now)
+        if reason is not None:
+            at, detail = _what_comes(reason, delivery, hint)
+            yield Entry(at, "next", delivery["destination"], f"{reason}: {detail}")
+
+
+def _what_comes(
+    reason: Reason, delivery: Delivery, hint: Mapping[str, Any]
+) -> tuple[datetime | None, str]:
+    look_at = next_look_at(delivery)
+    match reason:
+        case Reason.QUEUED:
+            return None, f"a worker takes it up; if none does, a new hint follows {_at(look_at)}"
+        case Reason.IN_FLIGHT:
+            return None, f"a worker hands it over; its claim ends {_at(delivery['lease_until'])}"
+        case Reason.DUE_LATER:
+            return delivery["due_at"], "the reconciler wakes a worker then"
+        case Reason.DUE:
+            return look_at, "the reconciler wakes a worker"
+        case Reason.CLAIM_EXPIRED:
+            return look_at, "its worker is gone, and the reconciler wakes another"
+        case Reason.TO_BE_PUBLISHED:
+            return None, "the relay publishes it"
+        case Reason.HELD:
+            return hint.get("retry_at"), f"the relay tries it again ({hint.get('reason')})"
+        case Reason.PARKED | Reason.DISCARDED:
+            return None, f"a person decides ({hint.get('reason')})"
+        case Reason.OVERDUE | Reason.NONE:
+            return look_at, "nobody has seen to it since; does the reconciler run?"
+
+
+def _at(moment: datetime | None) -> str:
+    return "at an unknown time" if moment is None else f"at {moment:%Y-%m-%d %H:%M:%S}"

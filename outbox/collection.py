@@ -23,6 +23,11 @@ INDEXES: tuple[dict[str, Any], ...] = (
         "partialFilterExpression": {"state": {"$in": [State.HELD.value, State.PARKED.value]}},
     },
     {
+        # one key's events in its own order: what a timeline shows, and an audit reads in turn
+        "name": "of_one_key",
+        "key": {"key": 1, "seq": 1},
+    },
+    {
         # a document without expire_at never expires, so nothing unpublished can
         "name": "expiry",
         "key": {"expire_at": 1},

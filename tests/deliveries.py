@@ -74,7 +74,7 @@ class Deliveries:
             now=now or datetime.now(UTC),
         )
         with self.client.start_session() as session, session.start_transaction():
-            self.database[ASSISTANCES].insert_one(acceptance.request, session=session)
+            self.database[ASSISTANCES].insert_one(dict(acceptance.request), session=session)
             self.database[OUTBOX].insert_many(acceptance.outbox_documents, session=session)
         return acceptance.request["_id"]
 

@@ -2,7 +2,6 @@
 
 import signal
 
-
 from tests.conftest import RunProcess
 from tests.deliveries import Deliveries, slack_settings
 from tests.helpers import OurProcess, wait_until

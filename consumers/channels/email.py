@@ -19,6 +19,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
+from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -55,8 +56,8 @@ DEFAULT_PORTS = {Tls.NONE: 25, Tls.STARTTLS: 587, Tls.TLS: 465}
 def _one_address(text: str) -> str:
     try:
         address = Address(addr_spec=text.strip())
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"holds something that is no e-mail address: {error}") from None
+    except (ValueError, IndexError, MessageError):
+        raise ValueError("holds something that is no e-mail address") from None
     if not address.username or not address.domain or not _is_plain(address.addr_spec):
         raise ValueError("holds something that is no e-mail address in ASCII")
     return address.addr_spec

@@ -1,0 +1,220 @@
+"""What the mail server is sent, and what its replies mean."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from assistance.verdict import Done, Later, Never, Unknown, Verdict
+from consumers.channels import Message
+from consumers.channels.email import Email, EmailSettings, Tls, compose, one_line, subject
+from tests.listeners import server_that
+from tests.third_parties import ThirdParties
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+TIMEOUT_SECONDS = 1.0
+HEADERS = ["Subject", "From", "To", "Date", "Message-ID", "X-Request-ID"]
+
+
+def message(
+    description: str = "How much?",
+    *,
+    topic: str = "pricing",
+    request_id: str = "6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
+    may_be_repeat: bool = False,
+) -> Message:
+    return Message(
+        request_id=request_id,
+        topic=topic,
+        description=description,
+        idempotency_key="0d8d6d2c-5bb9-4a0e-8b2f-6c1f3e0f9a11",
+        attempt=1,
+        created_at=NOW,
+        may_be_repeat=may_be_repeat,
+    )
+
+
+def as_read(sent: Message) -> EmailMessage:
+    mail = compose(sent, sender="from@example.org", recipients=["to@example.org"])
+    return message_from_bytes(mail.as_bytes(), policy=policy.default)
+
+
+def settings(host: str, port: int, **others: Any) -> EmailSettings:
+    values: dict[str, Any] = {
+        "smtp_host": host,
+        "smtp_port": port,
+        "smtp_tls": "none",
+        "sender": "assistant@example.org",
+        "recipients": "pricing@example.org, boss@example.org",
+        **others,
+    }
+    return EmailSettings(**values)
+
+
+async def send(table: EmailSettings, sent: Message | None = None) -> Verdict:
+    return await Email(table, call_timeout_seconds=TIMEOUT_SECONDS).send(sent or message())
+
+
+def sandbox(third_parties: ThirdParties) -> EmailSettings:
+    return settings(third_parties.smtp_host, third_parties.smtp_port)
+
+
+@asynccontextmanager
+async def mail_server_that(replies: Callable[[str], str]) -> AsyncIterator[int]:
+    """A mail server that gives these replies to the lines that it is sent."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        while line := await reader.readline():
+            writer.write(f"{replies(line.decode().strip())}\r\n".encode())
+
+    async with server_that(converse) as port:
+        yield port
+
+
+def test_a_mail_has_every_header_that_a_mail_should_have() -> None:
+    mail = as_read(message("Was kostet das Große? 🙂"))
+    assert mail["Subject"] == "[pricing] Was kostet das Große? 🙂"
+    assert mail["From"] == "from@example.org"
+    assert mail["To"] == "to@example.org"
+    assert mail["Date"].datetime == NOW
+    assert mail["Message-ID"] == f"<{message().idempotency_key}@example.org>"
+    assert mail["X-Request-ID"] == message().request_id
+    assert "Was kostet das Große? 🙂" in mail.get_content()
+
+
+def test_a_repeat_is_the_same_mail_and_says_that_it_may_be_one() -> None:
+    first, second = as_read(message()), as_read(message(may_be_repeat=True))
+    assert [first[name] for name in HEADERS] == [second[name] for name in HEADERS]
+    assert "may be a repeat" in second.get_content()
+    assert "may be a repeat" not in first.get_content()
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\x00"])
+def test_no_description_can_add_a_header(end: str) -> None:
+    mail = as_read(message(f"hello{end}Bcc: everybody@example.org{end}{end}<b>body</b>"))
+    assert [name for name in mail.keys() if name in {*HEADERS, "Bcc"}] == HEADERS  # noqa: SIM118
+    assert mail["Subject"].startswith("[pricing] hello Bcc: everybody@example.org")
+
+
+@given(
+    st.text(min_size=1, max_size=300),
+    st.text(min_size=1, max_size=40),
+    st.text(min_size=1, max_size=60),
+)
+def test_no_text_whatsoever_can_add_a_header(description: str, topic: str, request_id: str) -> None:
+    mail = as_read(message(description, topic=topic, request_id=request_id))
+    assert [name for name in mail.keys() if not name.startswith("Content")] == [  # noqa: SIM118
+        *HEADERS,
+        "MIME-Version",
+    ]
+    assert not mail.defects
+
+
+@given(st.text(max_size=1000))
+def test_a_subject_is_one_line_and_not_too_long(text: str) -> None:
+    line = subject("pricing", text)
+    assert line.isprintable()
+    assert len(line) <= 120
+    assert one_line(line) == line
+
+
+@pytest.mark.parametrize(
+    "recipients", ["", "nobody", "a@b\r\nRCPT TO:<x@y>", "a@b c@d", "a@b,", "@b", "a@", "ä@b.c"]
+)
+def test_addresses_that_are_none_are_refused(recipients: str) -> None:
+    with pytest.raises(ValidationError, match="recipients"):
+        settings("localhost", 25, recipients=recipients)
+
+
+def test_a_password_never_goes_in_the_clear() -> None:
+    with pytest.raises(ValidationError, match="in the clear"):
+        settings("localhost", 25, smtp_username="me", smtp_password=SecretStr("hush"))
+
+
+def test_a_name_without_a_password_is_refused() -> None:
+    with pytest.raises(ValidationError, match="go together"):
+        settings("localhost", 25, smtp_tls=Tls.TLS, smtp_username="me")
+
+
+async def test_a_mail_arrives_at_every_recipient(third_parties: ThirdParties) -> None:
+    assert isinstance(await send(sandbox(third_parties)), Done)
+    [received] = third_parties.received("email")
+    assert received["envelope_to"] == ["pricing@example.org", "boss@example.org"]
+    assert received["subject"] == "[pricing] How much?"
+    assert received["request_id"] == message().request_id
+    assert received["message_id"] == f"<{message().idempotency_key}@example.org>"
+
+
+@pytest.mark.parametrize("stage", ["connect", "MAIL", "RCPT", "DATA"])
+async def test_a_4xx_reply_is_tried_later(third_parties: ThirdParties, stage: str) -> None:
+    third_parties.misbehave("email", "status", code=451, stage=stage)
+    verdict = await send(sandbox(third_parties))
+    assert isinstance(verdict, Later)
+    assert verdict.code == "451"
+
+
+@pytest.mark.parametrize("stage", ["connect", "MAIL", "RCPT", "DATA"])
+async def test_a_5xx_reply_is_final(third_parties: ThirdParties, stage: str) -> None:
+    third_parties.misbehave("email", "status", code=550, body="no such user", stage=stage)
+    assert await send(sandbox(third_parties)) == Never("550", "no such user")
+
+
+async def test_a_server_that_closes_shop_is_tried_later(third_parties: ThirdParties) -> None:
+    third_parties.misbehave("email", "status", code=421)
+    assert await send(sandbox(third_parties)) == Later("421", "on request")
+
+
+@pytest.mark.parametrize("stage", ["connect", "MAIL", "RCPT"])
+@pytest.mark.parametrize("mode", ["reset", "hang"])
+async def test_a_server_that_is_lost_before_the_message_is_tried_later(
+    third_parties: ThirdParties, mode: str, stage: str
+) -> None:
+    third_parties.misbehave("email", mode, stage=stage)
+    assert isinstance(await send(sandbox(third_parties)), Later)
+
+
+@pytest.mark.parametrize("mode", ["reset", "hang", "accept_then_fail"])
+async def test_a_server_that_is_lost_after_the_message_is_unknown(
+    third_parties: ThirdParties, mode: str
+) -> None:
+    third_parties.misbehave("email", mode)
+    assert isinstance(await send(sandbox(third_parties)), Unknown)
+
+
+async def test_a_server_that_refuses_the_connection_is_tried_later(
+    third_parties: ThirdParties,
+) -> None:
+    third_parties.misbehave("email", "refuse")
+    assert await send(sandbox(third_parties)) == Later("connect_connection_lost")
+
+
+async def test_a_server_without_starttls_is_our_fault_and_not_the_requests(
+    third_parties: ThirdParties,
+) -> None:
+    table = settings(third_parties.smtp_host, third_parties.smtp_port, smtp_tls="starttls")
+    verdict = await send(table)
+    assert isinstance(verdict, Later)
+    assert verdict.code == "login_impossible"
+
+
+async def test_a_server_that_wants_a_login_is_our_fault_and_not_the_requests() -> None:
+    def wants_login(line: str) -> str:
+        return "250 hello" if line.startswith("EHLO") else "530 5.7.0 log in first"
+
+    async with mail_server_that(wants_login) as port:
+        verdict = await send(settings("127.0.0.1", port))
+    assert verdict == Later("530", "5.7.0 log in first")
+
+
+async def test_a_reply_that_is_no_smtp_is_tried_later_before_the_message_was_sent() -> None:
+    async with mail_server_that(lambda _line: "what?") as port:
+        assert isinstance(await send(settings("127.0.0.1", port)), Later)

@@ -78,7 +78,13 @@ def read_hint(body: bytes) -> tuple[str, str, str]:
     request_id, destination = event.data.get("request_id"), event.data.get("destination")
     if event.type != HINT or not isinstance(request_id, str) or not isinstance(destination, str):
         raise UndecodableBody(f"an event of type {event.type!r} is no hint for a delivery")
+    if not all(_is_unicode(text) for text in (event.id, request_id, destination)):
+        raise UndecodableBody("half a surrogate pair stands in an id, which no database can hold")
     return event.id, request_id, destination
+
+
+def _is_unicode(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
 
 
 def _document(

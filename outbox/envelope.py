@@ -19,6 +19,16 @@ from outbox.errors import UndecodableBody
 
 _JSON = JSONFormat()
 
+#: What the JSON parser and the CloudEvents library raise for one garbage or another; brackets
+#: nested by the thousand end in a RecursionError.
+_UNDECODABLE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    CloudEventValidationError,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
@@ -65,7 +75,7 @@ def decode(body: bytes) -> Envelope:
     """
     try:
         event: BaseCloudEvent = _JSON.read(CloudEvent, body)
-    except (ValueError, TypeError, AttributeError, CloudEventValidationError) as error:
+    except _UNDECODABLE as error:
         raise UndecodableBody(f"not a CloudEvents 1.0 JSON event: {_first_line(error)}") from error
     data = event.get_data()
     if not isinstance(data, Mapping):

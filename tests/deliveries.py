@@ -18,6 +18,8 @@ from assistance.routing import Destination
 from outbox.collection import OUTBOX
 from tests.third_parties import ThirdParties
 
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
 CHANNEL_OF = {"slack": "slack", "email": "email", "slack-emea": "slack"}
 
 #: Retries soon enough for a test, and still growing.

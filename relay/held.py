@@ -1,13 +1,12 @@
 """
-Keys whose events wait in MongoDB: when each is tried again, and what its first event is.
+Keys whose events wait in MongoDB: which may be tried again, and what its first event is.
 
 Memory holds the keys only; the events are looked up when their turn comes. A key is free again
 when MongoDB holds none of its events and none is on its way there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
 
@@ -15,27 +14,25 @@ from outbox.state import State
 from relay.settling import Entry, Fate
 from runtime.mongo import LENIENT, Database
 
-FIRST_RETRY_SECONDS = 1.0
-RETRY_CAP_SECONDS = 60.0
-
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
 
-
-def retry_delay_seconds(tries: int) -> float:
-    """1, 2, 4, ... seconds, a minute at most: the queue may appear at any moment."""
-    return float(min(FIRST_RETRY_SECONDS * 2.0 ** min(tries, 16), RETRY_CAP_SECONDS))
+#: How often to look whether a person has decided about a parked event; doubles up to a minute.
+FIRST_LOOK_SECONDS = 1.0
+LOOK_CAP_SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class HeldKey:
     """
-    tries: how often its first event was let go in vain.
+    routing_key: of its first event; None when not known yet.
     going: its first event is on its way to the broker.
+    looks: how often its first event was found parked.
     """
 
-    due_at: float
-    tries: int = 0
+    routing_key: str | None
+    due_at: float = 0.0
     going: bool = False
+    looks: int = 0
 
 
 class HeldKeys:
@@ -50,22 +47,14 @@ class HeldKeys:
             {"$group": {"_id": "$held_key"}},
         ]
         async for group in self._outbox.aggregate(pipeline):
-            self.keys[group["_id"]] = HeldKey(due_at=monotonic())
+            self.keys[group["_id"]] = HeldKey(routing_key=None)
 
-    def note_settled(self, entries: Iterable[Entry]) -> dict[str, datetime]:
-        """
-        Take note of entries that are about to be written; when each held key is tried again.
-        """
-        now, retry_at = monotonic(), {}
+    def note_settled(self, entries: Iterable[Entry]) -> None:
+        """Take note of what is about to be written."""
         for entry in entries:
-            if entry.fate not in {Fate.HELD, Fate.PARKED}:
-                continue
-            held = self.keys.setdefault(entry.key, HeldKey(now + retry_delay_seconds(0)))
-            if not entry.in_order:
-                held.tries += 1
-                held.due_at = now + retry_delay_seconds(held.tries)
-            retry_at[entry.key] = datetime.now(UTC) + timedelta(seconds=held.due_at - now)
-        return retry_at
+            if entry.fate in {Fate.HELD, Fate.PARKED} and entry.key not in self.keys:
+                routing_key = entry.event.routing_key if entry.event else None
+                self.keys[entry.key] = HeldKey(routing_key)
 
     def note_written(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -74,12 +63,16 @@ class HeldKeys:
             held = self.keys[entry.key]
             held.going = False
             if entry.fate is Fate.PUBLISHED:
-                # the next one of this key may go at once
-                held.tries, held.due_at = 0, monotonic()
+                held.routing_key = None
 
-    def due(self) -> list[str]:
+    def due(self, may_go: Callable[[str], bool]) -> Iterator[str]:
+        """Keys whose first event may be tried now; `may_go` is asked about its routing key."""
         now = monotonic()
-        return [key for key, held in self.keys.items() if held.due_at <= now and not held.going]
+        for key, held in list(self.keys.items()):
+            if held.going or held.due_at > now:
+                continue
+            if held.routing_key is None or may_go(held.routing_key):
+                yield key
 
     async def first_of(self, key: str) -> dict[str, Any] | None:
         """The event of this key whose turn it is, or None when none is left."""
@@ -88,8 +81,13 @@ class HeldKeys:
         )
         return document
 
+    def let_go(self, key: str, routing_key: str) -> None:
+        """Its first event is on its way."""
+        held = self.keys[key]
+        held.routing_key, held.going, held.looks = routing_key, True, 0
+
     def postpone(self, key: str) -> None:
         """A person has to decide about its first event; look again later."""
         held = self.keys[key]
-        held.tries += 1
-        held.due_at = monotonic() + retry_delay_seconds(held.tries)
+        held.due_at = monotonic() + min(FIRST_LOOK_SECONDS * 2.0**held.looks, LOOK_CAP_SECONDS)
+        held.looks = min(held.looks + 1, 16)

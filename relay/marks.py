@@ -5,7 +5,7 @@ Each write is refused where a newer epoch has written before, so a deposed leade
 stands over its successor's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,11 +26,11 @@ class Marks:
         self._outbox = database.get_collection(collection, codec_options=LENIENT)
         self._epoch = epoch
 
-    async def write(self, entries: Sequence[Entry], retry_at: dict[str, datetime]) -> None:
+    async def write(self, entries: Sequence[Entry], pause_seconds: Callable[[str], float]) -> None:
         """
         Write down the fate of each entry; may be repeated after an error.
 
-        retry_at: for each held key, when its first event will be tried again.
+        pause_seconds: how long nothing goes to a routing key; a held event is not tried before.
         """
         now = datetime.now(UTC)
         writes: list[UpdateOne | UpdateMany] = []
@@ -38,7 +38,7 @@ class Marks:
         if published:
             writes.append(self._mark_published(published, now))
         writes += [
-            self._keep(entry, now, retry_at.get(entry.key))
+            self._keep(entry, now, pause_seconds)
             for entry in entries
             if entry.fate in {Fate.HELD, Fate.PARKED}
         ]
@@ -64,17 +64,20 @@ class Marks:
             {"_id": {"$in": ids}, **self._not_newer()}, {"$set": fields, "$unset": kept}
         )
 
-    def _keep(self, entry: Entry, now: datetime, retry_at: datetime | None) -> UpdateOne:
-        parked = entry.fate is Fate.PARKED
+    def _keep(
+        self, entry: Entry, now: datetime, pause_seconds: Callable[[str], float]
+    ) -> UpdateOne:
         fields = {
-            "state": (State.PARKED if parked else State.HELD).value,
+            "state": (State.PARKED if entry.fate is Fate.PARKED else State.HELD).value,
             "reason": entry.reason,
             "held_key": entry.key,
             "ordinal": entry.ordinal,
             "settled_at": now,
-            "retry_at": None if parked else retry_at,
             "relay_epoch": self._epoch,
         }
+        if entry.fate is Fate.HELD and entry.event is not None:
+            pause = timedelta(seconds=pause_seconds(entry.event.routing_key))
+            fields["retry_at"] = now + pause
         return UpdateOne({"_id": entry.id, **self._not_newer()}, {"$set": fields})
 
     def _not_newer(self) -> dict[str, Any]:

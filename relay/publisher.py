@@ -1,27 +1,43 @@
-"""Sends entries on a confirm channel and turns what comes back into fates."""
+"""Sends entries on a confirm channel, and turns what comes back into fates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 
 from loguru import logger
 
-from outbox.event import Event
-from relay.held import retry_delay_seconds
 from relay.settling import PAUSED, Entry, Fate, Window
 from runtime.rabbit import BrokerGone, Channel
 
 #: A broker that owes a confirm for so long, and has not said that it is blocked, is given up.
 CONFIRM_DEADLINE_SECONDS = 30.0
 
+FIRST_PAUSE_SECONDS = 1.0
+PAUSE_CAP_SECONDS = 60.0
+
+#: A routing key that has taken so many messages in a row without refusing one is sound again.
+SOUND_AFTER_MESSAGES = 512
+
+
+@dataclass(slots=True)
+class Suspect:
+    """
+    A routing key whose message was refused or reached no queue: its queue is full or missing, so
+    the next message would fare no better. It is tried again after a pause, with one message, then
+    two, then four.
+
+    failures: pauses in a row; allowance: messages that may be out at once; out: those that are.
+    """
+
+    paused_until: float
+    failures: int = 1
+    allowance: int = 1
+    out: int = 0
+
 
 class Publisher:
-    """
-    wake: called whenever the fate of some entry has become known.
-
-    A refused message (nack: the queue is full, or the broker is in trouble) pauses its routing
-    key, so that a full queue is knocked at now and then instead of with every event.
-    """
+    """wake: called whenever the fate of some entry has become known."""
 
     def __init__(
         self, channel: Channel, exchange: str, window: Window, wake: Callable[[], None]
@@ -30,8 +46,7 @@ class Publisher:
         self._exchange = exchange
         self._window = window
         self._wake = wake
-        self._paused_until: dict[str, float] = {}
-        self._refusals: dict[str, int] = {}
+        self._suspects: dict[str, Suspect] = {}
         self._last_progress = monotonic()
 
     async def open(self) -> None:
@@ -44,11 +59,22 @@ class Publisher:
         """How long the broker has owed a confirm."""
         return monotonic() - self._last_progress if self._window.in_flight_count else 0.0
 
+    def may_go(self, routing_key: str) -> bool:
+        suspect = self._suspects.get(routing_key)
+        return suspect is None or (
+            suspect.paused_until <= monotonic() and suspect.out < suspect.allowance
+        )
+
+    def pause_seconds(self, routing_key: str) -> float:
+        """How long nothing will be sent to this routing key."""
+        suspect = self._suspects.get(routing_key)
+        return 0.0 if suspect is None else max(0.0, suspect.paused_until - monotonic())
+
     def dispatch(self, entry: Entry) -> None:
-        """Send the entry, or hold it where its routing key is paused. Raises BrokerGone."""
+        """Send the entry, or hold it where its routing key may not go. Raises BrokerGone."""
         event = entry.event
         assert event is not None
-        if self._is_paused(event):
+        if not self.may_go(event.routing_key):
             self._window.hold(entry, PAUSED)
             self._wake()
             return
@@ -66,14 +92,28 @@ class Publisher:
             must_route=event.must_route,
         )
         self._window.sent(entry)
+        if self._suspects and (suspect := self._suspects.get(event.routing_key)):
+            suspect.out += 1
 
-    def _is_paused(self, event: Event) -> bool:
-        return self._paused_until.get(event.routing_key, 0.0) > monotonic()
+    def note_settled(self, entries: Iterable[Entry]) -> None:
+        """Trust a suspect routing key with more as it takes what it is given."""
+        if not self._suspects:
+            return
+        for entry in entries:
+            suspect = entry.event and self._suspects.get(entry.event.routing_key)
+            if not suspect or not entry.event or entry.reason == PAUSED:
+                continue
+            suspect.out = max(0, suspect.out - 1)
+            if entry.fate is Fate.PUBLISHED:
+                suspect.failures = 0
+                suspect.allowance *= 2
+                if suspect.allowance > SOUND_AFTER_MESSAGES:
+                    del self._suspects[entry.event.routing_key]
 
     def _on_confirm(self, delivery_tag: int, multiple: bool, accepted: bool) -> None:
         self._last_progress = monotonic()
         confirmed = self._window.confirmed(delivery_tag, multiple=multiple, accepted=accepted)
-        for entry in confirmed.refused:
+        for entry in confirmed.failed:
             self._pause(entry)
         # a closed channel ends the term; what is left unsent is read again by the next one
         with suppress(BrokerGone):
@@ -86,20 +126,21 @@ class Publisher:
 
     def _pause(self, entry: Entry) -> None:
         assert entry.event is not None
-        if self._is_paused(entry.event):
-            return
         routing_key = entry.event.routing_key
-        refusals = self._refusals.get(routing_key, 0)
-        delay_seconds = retry_delay_seconds(refusals)
-        self._refusals[routing_key] = refusals + 1
-        self._paused_until[routing_key] = monotonic() + delay_seconds
-        logger.warning("routing_key.paused", routing_key=routing_key, delay_seconds=delay_seconds)
-
-    def note_published(self, entries: list[Entry]) -> None:
-        """What flows again starts its next pause from the beginning."""
-        if not self._refusals:
+        suspect = self._suspects.get(routing_key)
+        if suspect is None:
+            suspect = self._suspects[routing_key] = Suspect(paused_until=0.0, failures=0)
+        if suspect.paused_until > monotonic():
             return
-        for entry in entries:
-            if entry.fate is Fate.PUBLISHED and entry.event is not None:
-                self._refusals.pop(entry.event.routing_key, None)
-                self._paused_until.pop(entry.event.routing_key, None)
+        pause_seconds = min(
+            FIRST_PAUSE_SECONDS * 2.0 ** min(suspect.failures, 16), PAUSE_CAP_SECONDS
+        )
+        suspect.paused_until = monotonic() + pause_seconds
+        suspect.failures += 1
+        suspect.allowance = 1
+        logger.warning(
+            "routing_key.paused",
+            routing_key=routing_key,
+            pause_seconds=pause_seconds,
+            reason=entry.reason,
+        )

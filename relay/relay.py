@@ -283,20 +283,20 @@ class Term:
                 await self._persist(entries)
                 self._window.saved(entries)
                 self._held.note_written(entries)
-                self._publisher.note_published(entries)
+                self._publisher.note_settled(entries)
                 self._room.set()
             if self._over.requested:
                 self._decided.set()
 
     async def _persist(self, entries: Sequence[Entry]) -> None:
         """Marks first, then the position: it never passes an event that is not marked."""
-        retry_at = self._held.note_settled(entries)
+        self._held.note_settled(entries)
         in_order = [entry for entry in entries if entry.in_order]
         settled = self._checkpoint.settled + len(in_order)
         delays = growing_delays()
         while True:
             try:
-                await self._marks.write(entries, retry_at)
+                await self._marks.write(entries, self._publisher.pause_seconds)
                 if in_order:
                     await self._checkpoint.save(settled=settled, position=in_order[-1].position)
             except PyMongoError as error:
@@ -307,19 +307,15 @@ class Term:
                 break
             await self._over.rest(next(delays))
         for entry in entries:
-            if entry.fate is Fate.HELD:
-                logger.warning(
-                    "event.held",
-                    event_id=str(entry.id),
-                    key=entry.key,
-                    reason=entry.reason,
-                    retry_at=retry_at[entry.key].isoformat(timespec="seconds"),
+            if entry.fate is Fate.HELD and entry.in_order:
+                logger.info(
+                    "event.held", event_id=str(entry.id), key=entry.key, reason=entry.reason
                 )
 
     async def _let_held_go(self) -> None:
         """Try the first event of each held key whose time has come."""
         while self._goes_on:
-            for key in self._held.due():
+            for key in self._held.due(self._publisher.may_go):
                 await self._let_go(key)
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
@@ -344,7 +340,10 @@ class Term:
             logger.error("event.unfit", event_id=str(document["_id"]), reason=str(unfit))
             self._held.postpone(key)
             return
-        self._held.keys[key].going = True
+        if not self._publisher.may_go(event.routing_key):
+            self._held.keys[key].routing_key = event.routing_key
+            return
+        self._held.let_go(key, event.routing_key)
         self._publisher.dispatch(
             Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
         )

@@ -66,10 +66,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """ready: entries whose turn it is now; refused: what the broker would not take."""
+    """ready: entries whose turn it is now; failed: what was refused or reached no queue."""
 
     ready: list[Entry]
-    refused: list[Entry]
+    failed: list[Entry]
 
 
 @dataclass(slots=True)
@@ -165,9 +165,10 @@ class Window:
             no_queue = self._returned.pop(entry.event.message_id, None) if self._returned else None
             if not accepted:
                 self.hold(entry, NACKED)
-                outcome.refused.append(entry)
+                outcome.failed.append(entry)
             elif no_queue is not None:
                 self.hold(entry, f"{UNROUTABLE}: {no_queue}")
+                outcome.failed.append(entry)
             else:
                 self._publish(entry, outcome.ready)
         return outcome

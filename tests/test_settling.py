@@ -172,10 +172,10 @@ def test_a_returned_event_is_held_although_it_was_acked() -> None:
 def test_what_waits_behind_a_refused_event_is_held_with_it() -> None:
     window = a_window()
     publish(window, an_entry(1), an_entry(2), an_entry(3, "b"))
-    refused = window.confirmed(1, multiple=False, accepted=False).refused
+    failed = window.confirmed(1, multiple=False, accepted=False).failed
     window.confirmed(2, multiple=False, accepted=True)
     settled = window.take_settled()
-    assert [entry.id for entry in refused] == [1]
+    assert [entry.id for entry in failed] == [1]
     assert [(entry.id, entry.fate, entry.reason) for entry in settled] == [
         (1, Fate.HELD, NACKED),
         (2, Fate.HELD, BEHIND),

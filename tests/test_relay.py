@@ -1,0 +1,451 @@
+"""The relay's promises, with real servers, real processes and real kills."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId, encode
+from bson.raw_bson import RawBSONDocument
+
+from sandbox.mongodb import LocalMongo, MongoServer
+from sandbox.ports import LOOPBACK, free_ports, port_answers
+from sandbox.rabbitmq import RabbitServer
+from sandbox.server_process import ServerProcess
+from tests.helpers import OurProcess, wait_until
+from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld
+
+StartRelay = Callable[..., OurProcess]
+
+WINDOW = 1000
+
+
+@pytest.fixture
+def world(mongodb_url: str, database_name: str, rabbitmq_url: str) -> Iterator[OutboxWorld]:
+    world = OutboxWorld(mongodb_url, database_name, rabbitmq_url)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def start_relay(run_process: Callable[..., OurProcess], world: OutboxWorld) -> StartRelay:
+    def start(**settings: str) -> OurProcess:
+        return run_process("relay", "run", environment=world.environment | settings)
+
+    return start
+
+
+def settled(world: OutboxWorld) -> int:
+    return int(world.checkpoint().get("settled", 0))
+
+
+def test_an_event_arrives_as_it_was_written(world: OutboxWorld, start_relay: StartRelay) -> None:
+    start_relay().wait_log("handover.ended")
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    (event_id,) = world.append(
+        payload='{"n": 1}',
+        type="order_placed",
+        content_type="application/json",
+        headers={"traceparent": trace},
+        created_at=datetime(2026, 1, 2, tzinfo=UTC),
+    )
+    published = world.wait_state(event_id, "published")
+    (arrival,) = world.drain()
+    properties = arrival.properties
+    assert arrival.body == b'{"n": 1}'
+    assert (properties.message_id, properties.type) == (event_id, "order_placed")
+    assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+    assert properties.headers["traceparent"] == trace
+    assert properties.timestamp == int(datetime(2026, 1, 2, tzinfo=UTC).timestamp())
+    assert published["expire_at"] > published["published_at"]
+
+
+def test_four_fields_in_any_of_three_kinds_of_id_are_enough(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    start_relay()
+    object_id = ObjectId()
+    world.outbox.insert_one(
+        {"_id": object_id, "type": "t", "routing_key": "r.x", "payload": b"\x00\xff"}
+    )
+    wait_until(lambda: world.states() == {"published": 1}, "the event is published")
+    (arrival,) = world.drain()
+    assert (arrival.message_id, arrival.body) == (str(object_id), b"\x00\xff")
+
+
+def test_a_first_start_publishes_what_was_pending_and_only_that(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    pending = world.append(20) + world.append(1, state="pending")
+    world.append(5, state="published")
+    relay = start_relay()
+    relay.wait_log('"published":21')
+    wait_until(lambda: world.states() == {"published": 26}, "everything is published")
+    assert sorted(arrival.message_id for arrival in world.drain()) == sorted(pending)
+
+
+def test_handovers_under_concurrent_writers_leave_no_gap(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    """A killed relay and a lost position, six times, while transactions commit all the time."""
+    with world.writers(8):
+        for _ in range(6):
+            relay = start_relay()
+            relay.wait_log("handover.ended")
+            grown = settled(world) + 100
+            wait_until(lambda goal=grown: settled(world) > goal, "the stream is tailed")  # type: ignore[misc]
+            relay.kill()
+            world.database["checkpoints"].delete_many({})
+        start_relay()
+    world.wait_all_published()
+    repeats = world.check_arrivals(world.drain())
+    assert repeats <= 6 * WINDOW
+
+
+def test_a_relay_killed_in_a_burst_loses_nothing_and_keeps_order(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    documents = [
+        {
+            "_id": f"event-{number}",
+            "type": "t",
+            "key": f"key-{number % 500}",
+            "seq": number // 500,
+            "routing_key": "r.a",
+            "payload": "x" * 500,
+        }
+        for number in range(10_000)
+    ]
+    relay = start_relay()
+    relay.wait_log("handover.ended")
+    world.outbox.insert_many(documents)
+    for kill in range(1, 4):
+        wait_until(lambda at=kill * 2000: settled(world) >= at, "the burst is under way")  # type: ignore[misc]
+        relay.kill()
+        relay = start_relay()
+    world.wait_all_published()
+    repeats = world.check_arrivals(world.drain())
+    assert repeats <= 3 * WINDOW
+
+
+def test_sigterm_in_a_burst_exits_0_and_the_next_relay_repeats_nothing(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    relay = start_relay()
+    relay.wait_log("handover.ended")
+    world.append(5000, payload="x" * 500)
+    wait_until(lambda: settled(world) > 0, "the burst is under way")
+    relay.signal(signal.SIGTERM)
+    assert relay.wait_exit() == 0
+    assert settled(world) < 5000, "the burst was over before the signal"
+    start_relay()
+    world.wait_all_published()
+    assert world.check_arrivals(world.drain()) == 0
+
+
+def test_a_standby_leads_as_soon_as_the_leader_is_killed(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    leader = start_relay()
+    leader.wait_log("handover.ended")
+    standby = start_relay()
+    standby.wait_log("relay.standing_by")
+    leader.kill()
+    killed_at = time.monotonic()
+    standby.wait_log("relay.leading")
+    assert time.monotonic() - killed_at < 5
+    (event_id,) = world.append()
+    world.wait_state(event_id, "published")
+    assert len(world.drain()) == 1
+
+
+def test_two_relays_publish_each_event_once(world: OutboxWorld, start_relay: StartRelay) -> None:
+    for relay in (start_relay(), start_relay()):
+        relay.wait_log("relay.")
+    world.append(200)
+    world.wait_all_published()
+    assert world.check_arrivals(world.drain()) == 0
+
+
+def test_a_leader_that_was_frozen_stands_by_and_writes_nothing(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    frozen = start_relay(RABBITMQ_HEARTBEAT_SECONDS="1")
+    frozen.wait_log("handover.ended")
+    standby = start_relay(RABBITMQ_HEARTBEAT_SECONDS="1")
+    standby.wait_log("relay.standing_by")
+    with world.writers(4):
+        wait_until(lambda: settled(world) > 100, "the leader works")
+        frozen.signal(signal.SIGSTOP)
+        standby.wait_log("relay.leading", deadline_seconds=20)
+        epoch = world.checkpoint()["epoch"]
+        goal = settled(world) + 100
+        wait_until(lambda: settled(world) > goal, "the successor works")
+        thawed_at = len(frozen.output())
+        frozen.signal(signal.SIGCONT)
+        frozen.wait_log("relay.standing_by", after=thawed_at)
+        goal = settled(world) + 100
+        wait_until(lambda: settled(world) > goal, "the successor goes on")
+    world.wait_all_published()
+    assert world.checkpoint()["epoch"] == epoch
+    world.check_arrivals(world.drain())
+
+
+def test_an_event_without_a_queue_waits_with_its_key_and_nobody_else(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    start_relay().wait_log("handover.ended")
+    (lost,) = world.append(key="stuck", seq=1, routing_key="nowhere.yet")
+    (behind,) = world.append(key="stuck", seq=2)
+    (other,) = world.append(key="free", seq=1)
+    world.wait_state(other, "published")
+    assert world.wait_state(lost, "held")["reason"] == "unroutable: 312 NO_ROUTE"
+    assert world.wait_state(behind, "held")["reason"] == "behind_a_held_event"
+    assert [arrival.message_id for arrival in world.drain()] == [other]
+    with world.channel() as channel:
+        channel.queue_bind(QUEUE, EXCHANGE, "nowhere.yet")
+    (after,) = world.append(key="stuck", seq=3)
+    world.wait_all_published()
+    assert [arrival.message_id for arrival in world.drain()] == [lost, behind, after]
+
+
+def test_held_events_follow_in_order_after_a_change_of_leader(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    relay = start_relay()
+    (first,) = world.append(key="stuck", seq=1, routing_key="nowhere.yet")
+    world.wait_state(first, "held")
+    relay.kill()
+    (second,) = world.append(key="stuck", seq=2)
+    start_relay()
+    world.wait_state(second, "held")
+    with world.channel() as channel:
+        channel.queue_bind(QUEUE, EXCHANGE, "nowhere.yet")
+    world.wait_all_published()
+    assert [arrival.message_id for arrival in world.drain()] == [first, second]
+
+
+def test_an_event_that_may_reach_nobody_is_published(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    start_relay()
+    (event_id,) = world.append(routing_key="nowhere.ever", must_route=False)
+    world.wait_state(event_id, "published")
+
+
+def test_a_full_queue_holds_its_own_events_and_is_not_knocked_at_for_each(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    with world.channel() as channel:
+        full = {"x-max-length": 20, "x-overflow": "reject-publish"}
+        world.declare_queue(channel, "small", "small", **full)
+    relay = start_relay()
+    relay.wait_log("handover.ended")
+    held = world.append(2000, routing_key="small")
+    (other,) = world.append()
+    world.wait_state(other, "published")
+    wait_until(lambda: world.states().get("held", 0) > 100, "the rest is held")
+    arrived: list[str] = []
+
+    def all_arrived() -> bool:
+        arrived.extend(arrival.message_id for arrival in world.drain("small"))
+        return len(set(arrived)) == len(held)
+
+    wait_until(all_arrived, "all of them arrive, a few at a time", deadline_seconds=60)
+    assert relay.output().count("routing_key.paused") < 60
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"foo": 1},
+        {"type": "t", "routing_key": "r.a", "payload": {"not": "encoded"}},
+        {"type": "t", "routing_key": "r" * 256, "payload": "{}"},
+        {"_id": {"an": "object"}, "type": "t", "routing_key": "r.a", "payload": "{}"},
+        {"type": "t", "routing_key": "r.a", "payload": "x" * (1024 * 1024 + 1)},
+    ],
+)
+def test_an_event_that_does_not_fit_is_parked_once_and_the_stream_goes_on(
+    world: OutboxWorld, start_relay: StartRelay, poison: dict[str, Any]
+) -> None:
+    relay = start_relay()
+    relay.wait_log("handover.ended")
+    world.outbox.insert_one(poison)
+    (good,) = world.append()
+    world.wait_state(good, "published")
+    parked = world.outbox.find_one({"_id": poison["_id"]})
+    assert parked is not None
+    assert parked["state"] == "parked"
+    assert parked["reason"]
+    relay.kill()
+    successor = start_relay()
+    (later,) = world.append()
+    world.wait_state(later, "published")
+    said = relay.output() + successor.output()
+    assert said.count("event.parked") == 1
+    assert len(world.drain()) == 2
+
+
+def test_text_that_nobody_can_decode_is_parked(world: OutboxWorld, start_relay: StartRelay) -> None:
+    """MongoDB stores whatever bytes a sloppy driver calls a string."""
+    document = encode({"_id": "broken", "type": "t", "routing_key": "r.a", "payload": "abcd"})
+    broken = document.replace(b"abcd", b"\xff\xfe\xfd\xfc")
+    start_relay()
+    world.database.get_collection("outbox").insert_one(RawBSONDocument(broken))
+    (good,) = world.append()
+    world.wait_state(good, "published")
+    wait_until(
+        lambda: world.outbox.count_documents({"_id": "broken", "state": "parked"}), "it is parked"
+    )
+
+
+def test_a_dropped_and_recreated_outbox_is_taken_up_again(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    relay = start_relay()
+    world.append(10)
+    world.wait_all_published()
+    world.outbox.drop()
+    (event_id,) = world.append()
+    world.wait_state(event_id, "published")
+    relay.wait_log("position.lost")
+    assert world.drain()[-1].message_id == event_id
+
+
+def test_a_missing_exchange_is_named_with_the_cure_and_waited_for(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    with world.channel() as channel:
+        channel.exchange_delete(EXCHANGE)
+    relay = start_relay()
+    (event_id,) = world.append()
+    relay.wait_log("declare the exchange 'events'")
+    with world.channel() as channel:
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        channel.queue_bind(QUEUE, EXCHANGE, "r.#")
+    world.wait_state(event_id, "published", deadline_seconds=30)
+
+
+def test_a_connection_cut_under_load_costs_nothing_but_repeats(
+    world: OutboxWorld, start_relay: StartRelay, rabbit_server: RabbitServer, vhost: str
+) -> None:
+    relay = start_relay()
+    relay.wait_log("handover.ended")
+    with world.writers(4):
+        for _ in range(3):
+            goal = settled(world) + 50
+            wait_until(lambda at=goal: settled(world) > at, "the relay works")  # type: ignore[misc]
+            said = len(relay.output())
+            wait_until(
+                lambda: rabbit_server.close_connections(vhost, "a test"), "a connection is cut"
+            )
+            relay.wait_log("relay.leading", after=said, deadline_seconds=30)
+    world.wait_all_published()
+    assert world.check_arrivals(world.drain()) <= 3 * WINDOW
+
+
+def test_a_broker_killed_under_load_is_taken_up_again_within_30_seconds(
+    mongodb_url: str,
+    database_name: str,
+    own_rabbit_server: RabbitServer,
+    run_process: Callable[..., OurProcess],
+) -> None:
+    world = OutboxWorld(mongodb_url, database_name, own_rabbit_server.url)
+    relay = run_process("relay", "run", environment=world.environment)
+    relay.wait_log("handover.ended")
+    with world.writers(4):
+        wait_until(lambda: settled(world) > 50, "the relay works")
+        own_rabbit_server.kill()
+        own_rabbit_server.start()
+        goal = settled(world)
+        wait_until(lambda: settled(world) > goal, "the relay is back", deadline_seconds=30)
+    world.wait_all_published()
+    assert world.check_arrivals(world.drain()) <= WINDOW
+    world.close()
+
+
+def test_a_restarted_mongodb_is_waited_for(
+    own_mongo_server: MongoServer,
+    rabbitmq_url: str,
+    run_process: Callable[..., OurProcess],
+) -> None:
+    world = OutboxWorld(own_mongo_server.url, "restarted", rabbitmq_url)
+    relay = run_process("relay", "run", environment=world.environment)
+    relay.wait_log("handover.ended")
+    world.append(50)
+    world.wait_all_published()
+    own_mongo_server.restart()
+    (event_id,) = world.append()
+    world.wait_state(event_id, "published", deadline_seconds=30)
+    assert relay.running
+    assert world.check_arrivals(world.drain()) <= WINDOW
+    world.close()
+
+
+def test_an_idle_outbox_moves_its_position_on(world: OutboxWorld, start_relay: StartRelay) -> None:
+    start_relay().wait_log("handover.ended")
+    start = world.checkpoint()["position"]["cluster_time"]
+
+    def moved() -> bool:
+        world.database["unrelated"].insert_one({})
+        return bool(world.checkpoint()["position"]["cluster_time"] > start)
+
+    wait_until(moved, "the position follows the oplog", deadline_seconds=20)
+
+
+def test_logs_are_json_and_carry_the_event_id(world: OutboxWorld, start_relay: StartRelay) -> None:
+    relay = start_relay()
+    (event_id,) = world.append(routing_key="nowhere")
+    world.wait_state(event_id, "held")
+    relay.wait_log("event.held")
+    lines = [json.loads(line) for line in relay.output().splitlines()]
+    assert {line["event_id"] for line in lines if line["message"] == "event.held"} == {event_id}
+    assert {line["process"] for line in lines} == {"relay"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong", "cure"),
+    [
+        ("MONGODB_URL", "password", "MongoDB refuses the user or password"),
+        ("RABBITMQ_URL", "password", "RabbitMQ refuses this user, password or virtual host"),
+        ("RABBITMQ_URL", "vhost", "RabbitMQ refuses this user, password or virtual host"),
+    ],
+)
+def test_a_server_that_refuses_us_is_named_with_the_cure(
+    world: OutboxWorld, start_relay: StartRelay, setting: str, wrong: str, cure: str
+) -> None:
+    url = world.environment[setting]
+    if wrong == "password":
+        user, rest = url.split("@", 1)
+        url = f"{user}-wrong@{rest}"
+    else:
+        url = url.rsplit("/", 1)[0] + "/no-such-vhost"
+    relay = start_relay(**{setting: url})
+    assert relay.wait_exit() == 1
+    assert cure in relay.output()
+    assert "-wrong" not in relay.output()
+
+
+def test_a_mongodb_without_a_replica_set_is_named_with_the_cure(
+    mongo_server: MongoServer, start_relay: StartRelay, tmp_path: Path
+) -> None:
+    assert isinstance(mongo_server, LocalMongo), "this test needs a mongod binary of its own"
+    (port,) = free_ports(1)
+    data = tmp_path / "standalone"
+    data.mkdir()
+    command = [str(mongo_server.binary), "--dbpath", str(data), "--port", str(port)]
+    alone = ServerProcess(
+        "mongod", [*command, "--bind_ip", LOOPBACK, "--nounixsocket"], tmp_path / "mongod.log"
+    )
+    alone.launch()
+    try:
+        wait_until(lambda: port_answers(port), "mongod answers")
+        relay = start_relay(MONGODB_URL=f"mongodb://{LOOPBACK}:{port}/")
+        assert relay.wait_exit() == 1
+        assert "start it with --replSet" in relay.output()
+    finally:
+        alone.kill()

@@ -20,6 +20,7 @@ from pymongo import ReturnDocument
 from assistance import events
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.delivery import (
+    OPEN_STATES,
     Conclusion,
     Delivery,
     DeliveryState,
@@ -173,8 +174,8 @@ class Ledger:
         One transaction: the delivery, the request's status when this was its last delivery, the
         fact that tells so, and the dead letter when it failed.
 
-        All is made ready outside, against a version; and again, when another delivery of the same
-        request was quicker.
+        All is made ready outside, for the request as it was read; and again, when another delivery
+        of it was quicker.
         """
         failed = conclusion if isinstance(conclusion, Failed) else None
         state = DeliveryState.FAILED if failed else DeliveryState.SUCCEEDED
@@ -190,32 +191,28 @@ class Ledger:
                 return False
             status = _status_after(request, claim.destination, state)
             facts = _facts(request, status, claim.now())
-            if await self._commit_close(claim, request["version"], closed, status, facts, letter):
+            as_read = _as_read(claim, request["version"], status)
+            changed = change(
+                claim.destination,
+                closed,
+                {
+                    "status": given(status.value),
+                    "version": given(request["version"] + len(facts)),
+                    "updated_at": given(claim.now()),
+                },
+            )
+            if await self._commit_close(as_read, changed, facts, letter):
                 return True
 
     async def _commit_close(
         self,
-        claim: Claim,
-        version: int,
-        closed: Mapping[str, Any],
-        status: Status,
+        as_read: Mapping[str, Any],
+        changed: Sequence[Mapping[str, Any]],
         facts: Sequence[Mapping[str, Any]],
         letter: Mapping[str, Any] | None,
     ) -> bool:
-        changed = change(
-            claim.destination,
-            closed,
-            {
-                "status": given(status.value),
-                "version": given(version + len(facts)),
-                "updated_at": given(claim.now()),
-            },
-        )
-
         async def write(session: Session) -> bool:
-            answer = await self._requests.update_one(
-                {**_held_by(claim), "version": version}, changed, session=session
-            )
+            answer = await self._requests.update_one(as_read, changed, session=session)
             if not answer.matched_count:
                 return False
             if facts:
@@ -223,7 +220,7 @@ class Ledger:
             if letter is not None:
                 first_seen = {"first_seen_at": letter["last_seen_at"]}
                 await self._database[DEAD_LETTERS].update_one(
-                    {"_id": f"delivery/{claim.request_id}/{claim.destination}"},
+                    {"_id": f"delivery/{letter['request_id']}/{letter['destination']}"},
                     {"$set": letter, "$setOnInsert": first_seen, "$inc": {"count": 1}},
                     upsert=True,
                     session=session,
@@ -288,6 +285,25 @@ def _held_by(claim: Claim) -> dict[str, Any]:
         "fence": claim.fence,
     }
     return {"_id": claim.request_id, "deliveries": {"$elemMatch": held}}
+
+
+def _as_read(claim: Claim, version: int, status: Status) -> dict[str, Any]:
+    """
+    The filter under which a status may be written: ours to record, and nothing has changed it.
+
+    The version alone would not do: another delivery that closes without being the last one
+    appends no event.
+    """
+    others_open = {
+        "deliveries": {
+            "$elemMatch": {
+                "destination": {"$ne": claim.destination},
+                "state": {"$in": list(OPEN_STATES)},
+            }
+        }
+    }
+    same = others_open if status is Status.ACCEPTED else {"$nor": [others_open]}
+    return {"$and": [_held_by(claim), {"version": version}, same]}
 
 
 def _ended(claim: Claim, verdict: Verdict, calls: int) -> dict[str, Any]:

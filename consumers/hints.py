@@ -63,7 +63,11 @@ class Hints:
         self._outbox = database[OUTBOX]
 
     async def owed(self, now: datetime, *, limit: int) -> list[Owed]:
-        """The deliveries that are due and woken by nobody, those waiting longest first."""
+        """
+        The deliveries that are due and woken by nobody, those waiting longest first.
+
+        One of each request: its new hint bumps the version that the others would rely on.
+        """
         # the type is spelled out because only then may the partial index serve
         due = {"next_due_at": {"$type": "date", "$lte": now}}
         requests: list[Request] = (
@@ -72,9 +76,8 @@ class Hints:
         found = [
             (request, delivery)
             for request in requests
-            for delivery in request["deliveries"]
-            if (look_at := next_look_at(delivery)) is not None and look_at <= now
-        ][:limit]
+            if (delivery := _first_due(request, now)) is not None
+        ]
         unsettled = await self._unsettled([delivery["hint_event"] for _, delivery in found])
         return [
             Owed(
@@ -156,6 +159,14 @@ class Hints:
         # a published event expires in time; one that is no longer there was sent
         query = {"_id": {"$in": event_ids}, "state": {"$nin": sorted(_NOT_ON_ITS_WAY)}}
         return {event["_id"] async for event in self._outbox.find(query, {"_id": 1})}
+
+
+def _first_due(request: Request, now: datetime) -> Delivery | None:
+    for delivery in request["deliveries"]:
+        look_at = next_look_at(delivery)
+        if look_at is not None and look_at <= now:
+            return delivery
+    return None
 
 
 def _after(seconds: float) -> dict[str, Any]:

@@ -5,7 +5,7 @@ It reads MongoDB only. Several may run: of those who see to the same delivery on
 """
 
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 
 from loguru import logger
 
@@ -61,7 +61,7 @@ class Reconciler:
     async def _server_time(self) -> datetime:
         # the ledger's dates are by the server's clock
         time: datetime = (await self._database.command("hello"))["localTime"]
-        return time
+        return time.replace(tzinfo=UTC)
 
 
 def why(owed: Owed) -> str:

@@ -1,0 +1,92 @@
+"""`python -m sandbox demo`, `... up`: the whole system on this machine, for a look."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from sandbox.demo import DemoFailed, play
+from sandbox.server_process import ServerFailedError
+from sandbox.servers import ServerMissingError, make_present
+from sandbox.stack import Stack, open_stack
+
+LOCAL = Path(".local")
+
+commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Folder = Annotated[Path, typer.Option(help="where data, logs and random secrets live")]
+
+
+@commands.command()
+def demo(folder: Folder = LOCAL) -> None:
+    """Show the main job in two acts; with a terminal, stay up afterwards."""
+    run(folder, acts=True, stays=sys.stdin.isatty())
+
+
+@commands.command()
+def up(folder: Folder = LOCAL) -> None:
+    """Run the same system without the acts, until Ctrl-C."""
+    run(folder, acts=False, stays=True)
+
+
+@commands.command()
+def servers() -> None:
+    """Make sure that MongoDB and RabbitMQ can be started here; install what is missing."""
+    try:
+        make_present(os.environ)
+    except (ServerMissingError, subprocess.CalledProcessError) as error:
+        sys.exit(str(error))
+
+
+def run(folder: Path, *, acts: bool, stays: bool) -> None:
+    started = time.monotonic()
+    # SIGTERM stops everything in order, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    folder.mkdir(exist_ok=True, mode=0o700)
+    try:
+        with open_stack(folder.resolve(), say) as stack:
+            say(f"Everything is up after {time.monotonic() - started:.0f} s.")
+            if acts:
+                play(stack, say)
+            if stays:
+                say(how_to_go_on(stack))
+                threading.Event().wait()
+    except KeyboardInterrupt:
+        say("Stopped.")
+    except (
+        DemoFailed,
+        ServerMissingError,
+        ServerFailedError,
+        subprocess.CalledProcessError,
+        httpx.HTTPError,
+    ) as failure:
+        sys.exit(f"\nFailed: {failure}")
+
+
+def how_to_go_on(stack: Stack) -> str:
+    api = stack.api.base_url
+    return f"""
+  API            {api}
+  API's pages    {api}/docs
+  third parties  {stack.third_parties.base_url}  (what Slack and the mailbox got; make them fail)
+  logs           {stack.folder / "logs"}
+
+  curl -s {api}/api/assistances -H 'X-API-KEY: {stack.api_key}' \\
+    -H 'Content-Type: application/json' -d '{{"topic": "sales", "description": "Hello"}}'
+
+Ctrl-C stops everything."""
+
+
+if __name__ == "__main__":
+    commands()

@@ -1,0 +1,183 @@
+"""The main job in two acts: how a request travels, and what happens when plugs are pulled."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from sandbox.stack import Say, Stack
+
+TOPICS = ("sales", "pricing")
+CROWD = 300
+POSTERS = 8
+SETTLED_SECONDS = 120
+POST_SECONDS = 60
+
+
+class DemoFailed(Exception):
+    """What was to be shown did not happen; the message says what."""
+
+
+def play(stack: Stack, say: Say) -> None:
+    """Raises DemoFailed when a promise is not kept."""
+    show_one_of_each(stack, say)
+    show_a_slack_that_is_down(stack, say)
+    pull_the_plugs(stack, say)
+
+
+def show_one_of_each(stack: Stack, say: Say) -> None:
+    say("\nAct 1: one request a topic")
+    for topic in TOPICS:
+        request_id = post(stack, topic, f"A demo of {topic} for <ACME & sons>, please")
+        say(f"\n  POST /api/assistances ({topic}): 202, {request_id}")
+        wait_for_status(stack, request_id, "succeeded")
+        show_way(stack, say, request_id)
+
+
+def show_a_slack_that_is_down(stack: Stack, say: Say) -> None:
+    say("\n  Now Slack refuses connections, and a request for it comes in")
+    stack.third_parties.post(
+        "/misbehave", json={"kind": "slack", "mode": "refuse"}
+    ).raise_for_status()
+    request_id = post(stack, "sales", "Slack is down, the bot does not notice")
+    say(f"  POST /api/assistances (sales): 202, {request_id}")
+    wait_until(lambda: attempts_ended(stack, request_id) > 1, "a second attempt was made")
+    stack.third_parties.post("/behave").raise_for_status()
+    say("  Two attempts have failed; Slack comes back")
+    wait_for_status(stack, request_id, "succeeded")
+    show_way(stack, say, request_id)
+
+
+def pull_the_plugs(stack: Stack, say: Say) -> None:
+    """Post a crowd of requests while the relay and a worker are killed and the broker restarts."""
+    say(f"\nAct 2: {CROWD} requests while the plugs are pulled")
+    audit(stack)
+    stack.third_parties.delete("/inbox").raise_for_status()
+    accepted: list[str] = []
+    plugs: dict[int, tuple[str, Callable[[], None]]] = {
+        CROWD // 6: ("the relay is killed (SIGKILL)", lambda: stack.kill("relay")),
+        CROWD // 3: ("the Slack worker is killed (SIGKILL)", lambda: stack.kill("slack")),
+        CROWD // 2: ("the broker is killed and started again", lambda: restart_broker(stack)),
+    }
+    with ThreadPoolExecutor(POSTERS) as posters:
+        posting = posters.map(
+            lambda number: post(stack, TOPICS[number % 2], f"Request number {number}"),
+            range(CROWD),
+        )
+        for number, request_id in enumerate(posting):
+            accepted.append(request_id)
+            if number in plugs:
+                words, pull = plugs[number]
+                say(f"  {number:3} posted: {words}")
+                pull()
+    say(f"  {len(accepted)} posted; every one was answered 202")
+    wait_until_closed(stack, accepted, say)
+    balance_the_books(stack, accepted, say)
+
+
+def balance_the_books(stack: Stack, accepted: list[str], say: Say) -> None:
+    """Compare what was answered 202 with what the database knows and the third parties got."""
+    books = audit(stack)
+    inbox = stack.third_parties.get("/inbox", params={"limit": 10_000}).raise_for_status().json()
+    received = [receipt["request_id"] for receipt in inbox["receipts"] if receipt["accepted"]]
+    statuses = [status_of(stack, request_id) for request_id in accepted]
+    delivered = len(set(received) & set(accepted))
+    failed = statuses.count("failed")
+    lost = len(accepted) - delivered - failed
+    repeated = len(received) - len(set(received))
+    say(
+        f"\nposted {len(accepted)}, delivered {delivered}, failed {failed}, lost {lost},"
+        f" unexplained {books['unexplained']}, repeated {repeated}"
+    )
+    if len(accepted) != CROWD or delivered != CROWD or books["unexplained"]:
+        raise DemoFailed("the books do not balance")
+
+
+def restart_broker(stack: Stack) -> None:
+    stack.servers.rabbit.kill()
+    stack.servers.rabbit.start()
+
+
+def post(stack: Stack, topic: str, description: str) -> str:
+    """Post a request as a patient client does: 503 and a lost connection are tried again."""
+    end = time.monotonic() + POST_SECONDS
+    while True:
+        try:
+            answer = stack.api.post(
+                "/api/assistances", json={"topic": topic, "description": description}
+            )
+        except httpx.TransportError as error:
+            if time.monotonic() > end:
+                raise DemoFailed(f"the API cannot be reached: {error}") from error
+        else:
+            if answer.status_code == httpx.codes.ACCEPTED:
+                return str(answer.json()["id"])
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
+                raise DemoFailed(f"a request was answered {answer.status_code}: {answer.text}")
+        time.sleep(0.2)
+
+
+def status_of(stack: Stack, request_id: str) -> str:
+    answer = stack.api.get(f"/api/assistances/{request_id}").raise_for_status()
+    return str(answer.json()["status"])
+
+
+def wait_for_status(stack: Stack, request_id: str, status: str) -> None:
+    wait_until(lambda: status_of(stack, request_id) == status, f"{request_id} is {status}")
+
+
+def wait_until_closed(stack: Stack, accepted: list[str], say: Say) -> None:
+    waiting = set(accepted)
+
+    def all_closed() -> bool:
+        for request_id in list(itertools.islice(waiting, 100)):
+            if status_of(stack, request_id) != "accepted":
+                waiting.discard(request_id)
+        return not waiting
+
+    started = time.monotonic()
+    wait_until(all_closed, "every request is closed")
+    say(f"  all closed {time.monotonic() - started:.0f} s later")
+
+
+def attempts_ended(stack: Stack, request_id: str) -> int:
+    shown = stack.run("service", "show", request_id, "--json")
+    if shown.returncode:
+        raise DemoFailed(shown.stderr.strip())
+    return sum(entry["what"] == "ended" for entry in json.loads(shown.stdout)["timeline"])
+
+
+def show_way(stack: Stack, say: Say, request_id: str) -> None:
+    shown = stack.run("service", "show", request_id)
+    if shown.returncode:
+        raise DemoFailed(shown.stderr.strip())
+    for line in shown.stdout.rstrip().splitlines():
+        say(f"    {line}")
+    inbox = stack.third_parties.get("/inbox", params={"request_id": request_id, "accepted": True})
+    for receipt in inbox.raise_for_status().json()["receipts"]:
+        say(f"    {receipt['kind']} received: {received_text(receipt)}")
+
+
+def received_text(receipt: dict[str, Any]) -> str:
+    text = receipt.get("subject") or receipt.get("text") or ""
+    return " / ".join(line for line in str(text).splitlines() if line.strip())
+
+
+def audit(stack: Stack) -> dict[str, Any]:
+    audited = stack.run("service", "audit", "--json")
+    if audited.returncode and not audited.stdout:
+        raise DemoFailed(f"the audit failed: {audited.stderr.strip()}")
+    books: dict[str, Any] = json.loads(audited.stdout)
+    return books
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + SETTLED_SECONDS
+    while not is_so():
+        if time.monotonic() > end:
+            raise DemoFailed(f"waited {SETTLED_SECONDS} s in vain until {what}")
+        time.sleep(0.1)

@@ -9,9 +9,10 @@ from pathlib import Path
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from sandbox.errors import NotOursError, ServerFailedError
 from sandbox.ports import LOOPBACK, free_ports, port_answers, port_is_free
 from sandbox.secret_files import remembered, write_secret
-from sandbox.server_process import Deadline, NotOursError, ServerFailedError, ServerProcess
+from sandbox.server_process import Deadline, ServerProcess
 
 READY_SECONDS = 60
 REPLICA_SET = "rs0"

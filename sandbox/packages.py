@@ -3,8 +3,9 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
+
+from sandbox.errors import InstallationFailedError
 
 # One script, so that sudo asks once and everything is taken back whatever happens.
 #
@@ -67,11 +68,16 @@ def way_to_root_here() -> list[str] | None:
 
 
 def install(packages: Sequence[str], why: str, prefix: Sequence[str]) -> None:
-    """Install `packages`; raises CalledProcessError when apt-get fails, after its own words."""
+    """Install `packages`; raises InstallationFailedError after apt-get's own words."""
     manner = "sudo may ask for your password" if prefix else "as root"
     print(
         f"{why} Installing with apt-get ({manner}): {' '.join(packages)}."
         " Nothing of it is started or enabled in the system.",
         flush=True,
     )
-    subprocess.run([*prefix, "sh", "-c", INSTALL, "sh", *packages], check=True, stdin=sys.stdin)
+    installed = subprocess.run([*prefix, "sh", "-c", INSTALL, "sh", *packages], check=False)
+    if installed.returncode != 0:
+        raise InstallationFailedError(
+            f"apt-get could not install {' '.join(packages)} (exit {installed.returncode}, its"
+            " words are above): install them by hand, then try again."
+        )

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandbox.errors import ServerFailedError
+
 LAST_LINES = 15
-
-
-class ServerFailedError(Exception):
-    """A local server ended, or did not answer in time; the message ends with its last words."""
 
 
 def leash(*command: str) -> subprocess.Popen[bytes]:
@@ -22,7 +20,7 @@ def leash(*command: str) -> subprocess.Popen[bytes]:
     *thread* that started the child ends, and Erlang's children would not hear of it.
     """
     return subprocess.Popen(
-        ["sh", "-c", 'read -r _; exec "$@" 2>/dev/null', "leash", *command],
+        ["sh", "-c", 'read -r _; "$@"', "leash", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -36,13 +34,6 @@ def let_go(held: subprocess.Popen[bytes]) -> None:
     held.wait()
     if held.stdin is not None:
         held.stdin.close()
-
-
-class NotOursError(Exception):
-    """A server that was given by a URL in the environment is not ours to kill or freeze."""
-
-    def __init__(self, variable: str) -> None:
-        super().__init__(f"the server given by {variable} is not ours to hurt: unset {variable}")
 
 
 @dataclass

@@ -21,16 +21,13 @@ from sandbox.containers import (
     ContainerRabbit,
     image_at_hand,
 )
+from sandbox.errors import ServerMissingError
 from sandbox.mongodb import GivenMongo, LocalMongo, MongoServer
 from sandbox.packages import install, way_to_root_here
 from sandbox.rabbitmq import GivenRabbit, LocalRabbit, RabbitServer
 
 # what the mongod from PyPI links to, and a bare Debian lacks
 MONGOD_LIBRARIES = ("libcurl4", "liblzma5", "libssl3")
-
-
-class ServerMissingError(Exception):
-    """A server cannot be had here; the message is one line with the cure."""
 
 
 @dataclass(frozen=True)

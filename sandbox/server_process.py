@@ -70,7 +70,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.leash = leash("kill", "-KILL", "--", f"-{self.process.pid}")
+        self.leash = leash("kill", "-s", "KILL", "--", f"-{self.process.pid}")
 
     def stop(self, *, deadline_seconds: float = 30) -> None:
         """Ask with SIGTERM; a process that does not end by the deadline is killed."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
+from math import ceil
 
 import pymongo
 import uvicorn
@@ -56,7 +57,7 @@ class _Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=settings.api_shutdown_grace_seconds,
+                timeout_graceful_shutdown=ceil(settings.shutdown_grace_seconds),
             )
         )
 

@@ -64,6 +64,6 @@ class ServiceSettings(MongoSettings, RoutingTable):
         le=30,
         description="how long one call waits for MongoDB before it is answered 503",
     )
-    api_shutdown_grace_seconds: int = Field(
+    shutdown_grace_seconds: float = Field(
         default=10, ge=1, le=300, description="how long requests may still take after SIGTERM"
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from bson import Timestamp
 from bson.raw_bson import RawBSONDocument
 from loguru import logger
 from pymongo.errors import PyMongoError
@@ -34,6 +33,7 @@ from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
 from relay.settings import RelaySettings
 from relay.settling import Entry, Fate, Window
 from relay.stream import PIPELINE, Change, OutboxStream, PositionLost
+from relay.sweep import Sweep
 from runtime.mongo import (
     Client,
     Database,
@@ -145,12 +145,14 @@ class Term:
         self._window = Window(settings.relay_window_messages, settings.relay_window_bytes)
         self._marks = Marks(database, self._collection, checkpoint.epoch)
         self._held = HeldKeys(database, self._collection)
+        self._sweep = Sweep(database, self._collection)
         self._room, self._decided, self._over = asyncio.Event(), asyncio.Event(), Stop()
         self._trouble: Exception | None = None
         self._publisher = Publisher(
             channel, settings.events_exchange, self._window, self._decided.set
         )
         self._next_ordinal = checkpoint.settled + 1
+        self._unknown_in_a_row = 0
         self._idle_saved_at = monotonic()
 
     async def lead(self) -> Ended:
@@ -191,14 +193,15 @@ class Term:
         """Publish what arrives on the stream, reading one batch ahead."""
         assert self._checkpoint.position is not None
         stream = OutboxStream(self._database, self._collection, self._checkpoint.position)
-        as_of = await self._now()
+        self._unknown_in_a_row = 0
         reading = asyncio.create_task(stream.read(self._stop))
         try:
             while self._goes_on:
                 arrived = await reading
                 reading = asyncio.create_task(stream.read(self._stop))
+                await self._publish_missed()
                 if arrived.changes:
-                    await self._publish_changes(arrived.changes, as_of)
+                    await self._publish_changes(arrived.changes)
                 elif arrived.position is not None:
                     await self._save_idle(arrived.position)
         except PositionLost as lost:
@@ -209,22 +212,35 @@ class Term:
             await asyncio.gather(reading, return_exceptions=True)
             await stream.close()
 
-    async def _publish_changes(self, changes: Sequence[Change], as_of: Timestamp) -> None:
+    async def _publish_changes(self, changes: Sequence[Change]) -> None:
         entries = [self._entry(change.document, change.position) for change in changes]
-        if changes[0].position.cluster_time <= as_of:
-            # an earlier term may have settled these beyond its last saved position
+        if self._unknown_in_a_row < self._settings.relay_window_messages:
             await self._skip_known(entries)
         for entry in entries:
             if not await self._admit(entry):
                 return
 
     async def _skip_known(self, entries: Sequence[Entry]) -> None:
+        """
+        Skip what an earlier term has settled beyond its last saved position: as its window allowed
+        no more, a whole window of events that nobody knows is the end of it.
+        """
         # an _id that is an object or an array cannot stand in a set; such an event is unfit anyway
         ids = [entry.id for entry in entries if isinstance(entry.id, Hashable)]
         known = await self._marks.settled_among(ids)
         for entry in entries:
+            self._unknown_in_a_row += 1
             if isinstance(entry.id, Hashable) and entry.id in known:
                 entry.fate = Fate.KNOWN
+                self._unknown_in_a_row = 0
+
+    async def _publish_missed(self) -> None:
+        assert self._checkpoint.position is not None
+        for document in await self._sweep.missed(self._checkpoint.position):
+            entry = self._entry(document, None)
+            logger.error("event.missed", event_id=str(entry.id), key=entry.key)
+            if not await self._admit(entry):
+                return
 
     async def _hand_over(self) -> None:
         """Publish what is pending; the stream goes on from the moment of that snapshot."""
@@ -298,7 +314,7 @@ class Term:
             try:
                 await self._marks.write(entries, self._publisher.pause_seconds)
                 if in_order:
-                    await self._checkpoint.save(settled=settled, position=in_order[-1].position)
+                    await self._checkpoint.save(settled=settled, position=_last_position(in_order))
             except PyMongoError as error:
                 if self._over.requested or not is_transient(error):
                     raise
@@ -373,11 +389,6 @@ class Term:
         for wait in waits:
             wait.cancel()
 
-    async def _now(self) -> Timestamp:
-        reply = await self._database.command("ping")
-        time: Timestamp = reply["operationTime"]
-        return time
-
     @property
     def _goes_on(self) -> bool:
         return not self._over.requested and not self._stop.requested
@@ -395,6 +406,11 @@ class Term:
         self._over.request()
         self._room.set()
         self._decided.set()
+
+
+def _last_position(entries: Sequence[Entry]) -> Position | None:
+    """Where the stream stands behind these; None when none of them came from it."""
+    return next((entry.position for entry in reversed(entries) if entry.position), None)
 
 
 def _cure(trouble: Exception, settings: RelaySettings) -> str:

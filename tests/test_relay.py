@@ -397,6 +397,22 @@ def test_an_idle_outbox_moves_its_position_on(world: OutboxWorld, start_relay: S
     wait_until(moved, "the position follows the oplog", deadline_seconds=20)
 
 
+def test_an_event_that_the_position_has_passed_is_found_and_published(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    """Nothing should ever bring this about; here somebody takes a mark back by hand."""
+    (event_id,) = world.append()
+    relay = start_relay()
+    world.wait_all_published()
+    relay.signal(signal.SIGTERM)
+    assert relay.wait_exit() == 0
+    world.outbox.update_one({"_id": event_id}, {"$set": {"state": "pending"}})
+    successor = start_relay()
+    world.wait_state(event_id, "published", deadline_seconds=60)
+    assert '"message":"event.missed"' in successor.output()
+    assert [arrival.message_id for arrival in world.drain()] == [event_id, event_id]
+
+
 def test_logs_are_json_and_carry_the_event_id(world: OutboxWorld, start_relay: StartRelay) -> None:
     relay = start_relay()
     (event_id,) = world.append(routing_key="nowhere")

@@ -14,15 +14,14 @@ KEY_LEAST_CHARACTERS = 16
 PLACEHOLDERS = ("change-me", "change_me", "changeme", "replace", "example", "placeholder", "your-")
 
 
-def _split_keys(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
+def _split_keys(text: str) -> Any:
     if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
+            keys = json.loads(text)
         except ValueError as error:
             raise ValueError("starts like a JSON list and is none") from error
-    keys = [key.strip() for key in text.split(",") if key.strip()]
+    else:
+        keys = [key.strip() for key in text.split(",") if key.strip()]
     if not keys:
         raise ValueError("names no key")
     return keys
@@ -45,7 +44,6 @@ class ServiceSettings(MongoSettings, RoutingTable):
         tuple[Annotated[SecretStr, AfterValidator(_is_a_real_key)], ...],
         BeforeValidator(_split_keys),
     ] = Field(
-        min_length=1,
         description="who may call: one or more keys, separated by commas or as a JSON list, "
         f"each of {KEY_LEAST_CHARACTERS} characters or more",
     )

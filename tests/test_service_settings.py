@@ -1,0 +1,53 @@
+"""Wrong settings: the API does not start, and says all that is wrong without telling secrets."""
+
+import pytest
+
+from tests.conftest import RunProcess
+
+GOOD_KEY = "0123456789abcdef"
+
+
+def refusal(run_process: RunProcess, **environment: str) -> str:
+    process = run_process("service", "run", environment=environment)
+    assert process.wait_exit() == 78
+    return process.output()
+
+
+def test_every_wrong_setting_is_listed_at_once(run_process: RunProcess) -> None:
+    told = refusal(
+        run_process,
+        MONGODB_URL="postgres://user:hunter2@db/",
+        API_KEYS="short-one,change-me-before-use",
+        API_PORT="eighty",
+        API_BODY_LIMIT_BYTES="1",
+        DESTINATIONS='{"slack": "slack"}',
+        ROUTES='{"sales": ["slak"], "pricing": []}',
+        LOG_LEVEL="loud",
+    )
+    assert told.startswith("service does not start: 7 settings are wrong\n")
+    for expected in (
+        "MONGODB_URL: must start with mongodb://",
+        "API_KEYS.0: has 9 characters",
+        "API_KEYS.1: is a placeholder",
+        "API_PORT: Input should be a valid integer",
+        "API_BODY_LIMIT_BYTES: Input should be greater than or equal to 2048",
+        "ROUTES: topic 'sales' goes to 'slak', which is no destination; known: slack",
+        "topic 'pricing' has no destination",
+        "LOG_LEVEL: ",
+    ):
+        assert expected in told
+    assert "hunter2" not in told
+    assert "short-one" not in told
+
+
+def test_what_is_missing_is_named_with_its_meaning(run_process: RunProcess) -> None:
+    told = refusal(run_process)
+    assert "MONGODB_URL is missing (the replica set" in told
+    assert "API_KEYS is missing (who may call" in told
+
+
+@pytest.mark.parametrize("keys", [" , ", "[]", "[1", '["' + GOOD_KEY + '", 5]'])
+def test_keys_that_are_none_are_refused(run_process: RunProcess, keys: str) -> None:
+    told = refusal(run_process, MONGODB_URL="mongodb://127.0.0.1/", API_KEYS=keys)
+    assert "API_KEYS" in told
+    assert GOOD_KEY not in told

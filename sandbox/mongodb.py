@@ -27,7 +27,7 @@ ELECTION_TIMEOUT_MS = 2000
 class MongoServer(ABC):
     """A replica set. `url` names its user and password where it has them, and no database."""
 
-    url: str = field(init=False)
+    url: str = field(init=False, repr=False)
 
     @abstractmethod
     def launch(self) -> None:
@@ -164,7 +164,7 @@ class LocalMongo(MongoServer):
 class GivenMongo(MongoServer):
     """A replica set that somebody else runs: used, never started, stopped or hurt."""
 
-    given_url: str
+    given_url: str = field(repr=False)
 
     def __post_init__(self) -> None:
         self.url = self.given_url

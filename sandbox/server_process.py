@@ -99,6 +99,7 @@ class ServerProcess:
 
     def check_alive(self) -> None:
         if not self.running:
+            self._reap()
             raise ServerFailedError(f"{self.name} ended while starting.\n{self.last_words()}")
 
     def last_words(self) -> str:

@@ -101,6 +101,49 @@ def test_no_secret_is_on_a_command_line(servers: tuple[LocalMongo, LocalRabbit])
     assert not [password for password in passwords if password in words]
 
 
+@pytest.fixture
+def vhost(servers: tuple[LocalMongo, LocalRabbit]) -> Iterator[str]:
+    rabbit = servers[1]
+    rabbit.create_vhost("kept")
+    yield "kept"
+    rabbit.delete_vhost("kept")
+
+
+def test_a_broker_that_restarts_keeps_its_messages_and_drops_its_connections(
+    servers: tuple[LocalMongo, LocalRabbit], vhost: str
+) -> None:
+    rabbit = servers[1]
+    publish_one(rabbit.url_of(vhost))
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url_of(vhost)))
+    rabbit.restart()
+    with pytest.raises(pika.exceptions.ConnectionClosedByBroker):
+        connection.process_data_events(5)
+    wait_until(lambda: rabbit.queue_depth(vhost, "q") == 1, "the message is back")
+
+
+def test_a_killed_broker_comes_back_with_its_messages(
+    servers: tuple[LocalMongo, LocalRabbit], vhost: str
+) -> None:
+    rabbit = servers[1]
+    publish_one(rabbit.url_of(vhost))
+    rabbit.kill()
+    rabbit.start()
+    wait_until(lambda: rabbit.queue_depth(vhost, "q") == 1, "the message is back")
+
+
+def test_connections_of_one_vhost_are_closed_from_the_brokers_side(
+    servers: tuple[LocalMongo, LocalRabbit], vhost: str
+) -> None:
+    rabbit = servers[1]
+    closed = pika.BlockingConnection(pika.URLParameters(rabbit.url_of(vhost)))
+    other = pika.BlockingConnection(pika.URLParameters(rabbit.url_of("/")))
+    rabbit.close_connections(vhost, "a test said so")
+    with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="a test said so"):
+        closed.process_data_events(5)
+    other.process_data_events(0)
+    other.close()
+
+
 def test_nothing_is_left_after_stop_and_a_second_start_finds_its_data(
     folder: Path, servers: tuple[LocalMongo, LocalRabbit]
 ) -> None:
@@ -152,38 +195,6 @@ servers.launch()
 print(servers.mongo.nodes[0].pid, servers.rabbit.node.pid, servers.rabbit.epmd.pid, flush=True)
 time.sleep(60)
 """
-
-
-def test_a_broker_that_restarts_keeps_its_messages_and_drops_its_connections(
-    rabbit_server: LocalRabbit, vhost: str, rabbitmq_url: str
-) -> None:
-    publish_one(rabbitmq_url)
-    connection = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
-    rabbit_server.restart()
-    with pytest.raises(pika.exceptions.ConnectionClosedByBroker):
-        connection.process_data_events(5)
-    wait_until(lambda: rabbit_server.queue_depth(vhost, "q") == 1, "the message is back")
-
-
-def test_a_killed_broker_comes_back_with_its_messages(own_rabbit_server: LocalRabbit) -> None:
-    publish_one(own_rabbit_server.create_vhost("kept"))
-    own_rabbit_server.kill()
-    own_rabbit_server.start()
-    wait_until(
-        lambda: own_rabbit_server.queue_depth("kept", "q") == 1, "the queue has its message back"
-    )
-
-
-def test_connections_of_one_vhost_are_closed_from_the_brokers_side(
-    rabbit_server: LocalRabbit, vhost: str, rabbitmq_url: str
-) -> None:
-    closed = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
-    other = pika.BlockingConnection(pika.URLParameters(rabbit_server.url_of("/")))
-    rabbit_server.close_connections(vhost, "a test said so")
-    with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="a test said so"):
-        closed.process_data_events(5)
-    other.process_data_events(0)
-    other.close()
 
 
 def test_three_nodes_elect_another_primary_when_theirs_is_killed(tmp_path: Path) -> None:

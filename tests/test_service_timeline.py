@@ -1,0 +1,120 @@
+"""A request's way as it is told: what happened, in order, and what comes next."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from assistance.delivery import Delivery
+from assistance.request import Request, accept
+from assistance.routing import Destination
+from service.show import printable
+from service.timeline import Entry, timeline
+
+BORN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def accepted() -> tuple[Request, list[dict[str, Any]]]:
+    acceptance = accept(
+        request_id="7b0c",
+        topic="sales",
+        description="x",
+        destinations=[Destination("slack", "slack")],
+        now=BORN,
+    )
+    return acceptance.request, acceptance.outbox_documents
+
+
+def next_entry(
+    delivery: Mapping[str, object], hint: Mapping[str, object], *, after: timedelta
+) -> Entry:
+    request, (fact, birth_hint) = accepted()
+    request["deliveries"][0].update(cast(Delivery, delivery))
+    *_, last = timeline(request, [fact, {**birth_hint, **hint}], now=BORN + after)
+    assert (last.what, last.subject) == ("next", "slack")
+    return last
+
+
+PUBLISHED = {"state": "published", "published_at": BORN}
+CLAIMED = {
+    "state": "claimed",
+    "lease_until": BORN + 2 * MINUTE,
+    "hint_until": BORN + 2 * MINUTE,
+}
+
+
+@pytest.mark.parametrize(
+    ("delivery", "hint", "after", "at", "detail"),
+    [
+        ({}, {}, MINUTE, None, "hint to be published: the relay"),
+        ({}, PUBLISHED, MINUTE / 2, None, "queued: a worker takes it up"),
+        ({}, PUBLISHED, MINUTE, BORN + MINUTE, "due: the reconciler wakes"),
+        ({}, PUBLISHED, 9 * MINUTE, BORN + MINUTE, "overdue: nobody has seen to it"),
+        (CLAIMED, PUBLISHED, MINUTE, None, "in flight: a worker hands it over"),
+        (CLAIMED, PUBLISHED, 2 * MINUTE, BORN + 2 * MINUTE, "claim expired: its worker is gone"),
+        ({"due_at": BORN + 2 * MINUTE}, PUBLISHED, MINUTE, BORN + 2 * MINUTE, "due later: the"),
+        (
+            {},
+            {"state": "held", "reason": "NO_ROUTE", "retry_at": BORN + MINUTE},
+            MINUTE,
+            BORN + MINUTE,
+            "hint held: the relay tries it again (NO_ROUTE)",
+        ),
+        ({}, {"state": "parked", "reason": "too large"}, MINUTE, None, "a person decides (too l"),
+    ],
+)
+def test_what_comes_next_is_told_wherever_a_delivery_stands(
+    delivery: Mapping[str, object],
+    hint: Mapping[str, object],
+    after: timedelta,
+    at: datetime | None,
+    detail: str,
+) -> None:
+    told = next_entry(delivery, hint, after=after)
+    assert told.at == at
+    assert detail in told.detail
+
+
+def test_what_happened_is_told_in_the_order_of_time() -> None:
+    request, documents = accepted()
+    for number, document in enumerate(documents, start=1):
+        document |= {"state": "published", "published_at": BORN + number * MINUTE}
+    request["deliveries"][0]["attempts"] = [
+        {
+            "number": 1,
+            "fence": 1,
+            "worker": "w",
+            "started_at": BORN + MINUTE * 1.5,
+            "ended_at": BORN + MINUTE * 3,
+            "verdict": "done",
+            "code": "200",
+        }
+    ]
+    told = timeline(request, documents[::-1], now=BORN + MINUTE)
+    assert [entry.what for entry in told[:-1]] == [
+        "accepted",
+        "appended",
+        "appended",
+        "published",
+        "started",
+        "published",
+        "ended",
+    ]
+
+
+def test_nothing_comes_after_the_end() -> None:
+    request, documents = accepted()
+    request["deliveries"][0]["state"] = "succeeded"
+    assert "next" not in [entry.what for entry in timeline(request, documents, now=BORN)]
+
+
+def test_events_that_are_not_kept_any_more_are_named() -> None:
+    request, _ = accepted()
+    removed, *_ = timeline(request, [], now=BORN)
+    assert removed.detail == "2 of 2 were published long ago and are not kept"
+
+
+def test_text_is_printed_without_its_tricks() -> None:
+    assert printable("é 🙂 \x1b[31m\u202e\n") == "é 🙂 \\x1b[31m\\u202e\\n"

@@ -81,6 +81,17 @@ class HeldKeys:
         )
         return document
 
+    async def find(self, event_id: Any) -> dict[str, Any] | None:
+        """`held_key` and `routing_key` of an event that waits; None when it does not."""
+        document: dict[str, Any] | None = await self._outbox.find_one(
+            {"_id": event_id, "state": {"$in": WAITING_STATES}}, {"held_key": 1, "routing_key": 1}
+        )
+        return document
+
+    def look_now(self, key: str) -> None:
+        held = self.keys[key]
+        held.due_at, held.looks, held.routing_key = 0.0, 0, None
+
     def let_go(self, key: str, routing_key: str) -> None:
         """Its first event is on its way."""
         held = self.keys[key]

@@ -52,6 +52,21 @@ class Marks:
         )
         return {document["_id"] async for document in cursor}
 
+    async def park(self, event_id: Any, reason: str) -> None:
+        await self._set(event_id, {"state": State.PARKED.value, "reason": reason})
+
+    async def release(self, event_id: Any) -> None:
+        """A parked event is tried again like a held one."""
+        await self._set(event_id, {"state": State.HELD.value})
+
+    async def discard(self, event_id: Any) -> None:
+        """It is given up; final, and kept."""
+        await self._set(event_id, {"state": State.DISCARDED.value})
+
+    async def _set(self, event_id: Any, fields: dict[str, Any]) -> None:
+        written = {**fields, "settled_at": datetime.now(UTC), "relay_epoch": self._epoch}
+        await self._outbox.update_one({"_id": event_id, **self._not_newer()}, {"$set": written})
+
     def _mark_published(self, ids: list[Any], now: datetime) -> UpdateMany:
         fields = {
             "state": State.PUBLISHED.value,

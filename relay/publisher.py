@@ -70,6 +70,10 @@ class Publisher:
         suspect = self._suspects.get(routing_key)
         return 0.0 if suspect is None else max(0.0, suspect.paused_until - monotonic())
 
+    def forgive(self, routing_key: str | None) -> None:
+        """A person says that it is sound again."""
+        self._suspects.pop(routing_key or "", None)
+
     def dispatch(self, entry: Entry) -> None:
         """Send the entry, or hold it where its routing key may not go. Raises BrokerGone."""
         event = entry.event

@@ -9,7 +9,7 @@ The relay's life, from the lock to the last saved position.
 """
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -23,6 +23,7 @@ from outbox.collection import INDEXES
 from outbox.errors import UnfitEvent
 from outbox.event import read_event
 from outbox.state import State
+from relay import operations
 from relay.checkpoint import Checkpoint, Deposed, Position
 from relay.handover import SnapshotExpired, read_pending
 from relay.held import HeldKeys
@@ -61,6 +62,7 @@ from runtime.shutdown import Stop
 IDLE_SAVE_SECONDS = 5.0
 
 HELD_POLL_SECONDS = 0.25
+WISH_POLL_SECONDS = 1.0
 
 #: What a new term may well not meet again. Anything else is a mistake of ours or of whoever set
 #: the servers up, and ends the process.
@@ -111,6 +113,7 @@ async def _lead_once(settings: RelaySettings, client: Client, owner: str, stop: 
     await check_server(client)
     database = client[settings.mongodb_database]
     await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
+    await ensure_collection(database, operations.OPERATIONS, indexes=operations.INDEXES)
     async with hold_lock(settings, stop) as connection:
         channel = await connection.open_channel()
         checkpoint = await Checkpoint.take(
@@ -329,10 +332,14 @@ class Term:
                 )
 
     async def _let_held_go(self) -> None:
-        """Try the first event of each held key whose time has come."""
+        """Try the first event of each held key that may go; carry out what operators asked for."""
+        wishes_at = monotonic()
         while self._goes_on:
             for key in self._held.due(self._publisher.may_go):
                 await self._let_go(key)
+            if monotonic() >= wishes_at:
+                await self._carry_out_wishes()
+                wishes_at = monotonic() + WISH_POLL_SECONDS
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
                 raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")
@@ -352,9 +359,9 @@ class Term:
         try:
             event = read_event(document)
         except UnfitEvent as unfit:
-            # somebody has changed it since; a person has to look
-            logger.error("event.unfit", event_id=str(document["_id"]), reason=str(unfit))
-            self._held.postpone(key)
+            # a parked one that was released, or one that somebody has changed: a person has to look
+            await self._marks.park(document["_id"], str(unfit))
+            logger.error("event.parked", event_id=str(document["_id"]), key=key, reason=str(unfit))
             return
         if not self._publisher.may_go(event.routing_key):
             self._held.keys[key].routing_key = event.routing_key
@@ -363,6 +370,37 @@ class Term:
         self._publisher.dispatch(
             Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
         )
+
+    async def _carry_out_wishes(self) -> None:
+        for wish in await operations.open_wishes(self._database, self._checkpoint.group):
+            result = await self._carry_out(wish)
+            if result is None:
+                continue  # on its way at this moment; the next look tells
+            await operations.note_carried_out(self._database, wish["_id"], result)
+            logger.warning(
+                "wish.carried_out",
+                wish=wish["what"],
+                event_id=str(wish["event_id"]),
+                result=result,
+                who=wish["who"],
+                why=wish["why"],
+            )
+
+    async def _carry_out(self, wish: Mapping[str, Any]) -> str | None:
+        event_id = wish["event_id"]
+        waiting = await self._held.find(event_id)
+        if waiting is None:
+            return "neither held nor parked any more"
+        key = waiting["held_key"]
+        if key not in self._held.keys or self._held.keys[key].going:
+            return None
+        self._held.look_now(key)
+        if wish["what"] == operations.Wish.DISCARD:
+            await self._marks.discard(event_id)
+            return "discarded"
+        await self._marks.release(event_id)
+        self._publisher.forgive(waiting.get("routing_key"))
+        return "released"
 
     async def _save_idle(self, position: Position) -> None:
         if self._window.is_empty and monotonic() - self._idle_saved_at > IDLE_SAVE_SECONDS:

@@ -5,7 +5,9 @@ from pydantic import Field
 from runtime.settings import MongoSettings, RabbitSettings
 
 
-class RelaySettings(MongoSettings, RabbitSettings):
+class OutboxSettings(MongoSettings):
+    """What the commands need: no broker."""
+
     outbox_collection: str = Field(
         default="outbox", min_length=1, description="the collection that holds the outbox"
     )
@@ -15,6 +17,9 @@ class RelaySettings(MongoSettings, RabbitSettings):
         max_length=100,
         description="relays of one group share a position; one of them leads, the others stand by",
     )
+
+
+class RelaySettings(OutboxSettings, RabbitSettings):
     relay_window_messages: int = Field(
         default=1000,
         ge=1,

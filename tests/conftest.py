@@ -15,7 +15,7 @@ from tests.helpers import OurProcess, group_members
 
 RunProcess = Callable[..., OurProcess]
 
-pytest_plugins = ["tests.third_parties", "tests.deliveries"]
+pytest_plugins = ["tests.third_parties", "tests.deliveries", "tests.outbox_world"]
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()
 

@@ -4,19 +4,22 @@ import itertools
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import pika
+import pytest
 from pymongo import MongoClient
 
-from tests.helpers import wait_until
+from tests.helpers import OurProcess, wait_until
 
 EXCHANGE = "events"
 QUEUE = "arrivals"
+
+StartRelay = Callable[..., OurProcess]
 
 
 @dataclass(frozen=True)
@@ -189,3 +192,23 @@ class OutboxWorld:
         for key, order in seqs.items():
             assert order == sorted(order), f"key {key} is out of order"
         return len(arrivals) - len(first_occurrences)
+
+
+def settled(world: OutboxWorld) -> int:
+    """How many events the relay group has settled."""
+    return int(world.checkpoint().get("settled", 0))
+
+
+@pytest.fixture
+def world(mongodb_url: str, database_name: str, rabbitmq_url: str) -> Iterator[OutboxWorld]:
+    world = OutboxWorld(mongodb_url, database_name, rabbitmq_url)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def start_relay(run_process: Callable[..., OurProcess], world: OutboxWorld) -> StartRelay:
+    def start(**settings: str) -> OurProcess:
+        return run_process("relay", "run", environment=world.environment | settings)
+
+    return start

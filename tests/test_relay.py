@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,9 @@ from sandbox.ports import LOOPBACK, free_ports, port_answers
 from sandbox.rabbitmq import RabbitServer
 from sandbox.server_process import ServerProcess
 from tests.helpers import OurProcess, wait_until
-from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld
-
-StartRelay = Callable[..., OurProcess]
+from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
 
 WINDOW = 1000
-
-
-@pytest.fixture
-def world(mongodb_url: str, database_name: str, rabbitmq_url: str) -> Iterator[OutboxWorld]:
-    world = OutboxWorld(mongodb_url, database_name, rabbitmq_url)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def start_relay(run_process: Callable[..., OurProcess], world: OutboxWorld) -> StartRelay:
-    def start(**settings: str) -> OurProcess:
-        return run_process("relay", "run", environment=world.environment | settings)
-
-    return start
-
-
-def settled(world: OutboxWorld) -> int:
-    return int(world.checkpoint().get("settled", 0))
 
 
 def test_an_event_arrives_as_it_was_written(world: OutboxWorld, start_relay: StartRelay) -> None:

@@ -1,0 +1,176 @@
+"""
+What an operator asks of the relay, and what came of it; one document each, kept for ever.
+
+    {_id, group, what: release | discard | reset_position, event_id, who, why, asked_at,
+     carried_out_at, result}
+
+Releasing and discarding are wishes: the leader carries them out, because only it knows what is in
+flight. Without a leader they wait for one. Resetting the position is done at once; it takes the
+next epoch, so a leader that runs notices, and begins anew with a hand-over.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4
+
+from bson import ObjectId
+from bson.errors import InvalidId
+
+from outbox.state import State
+from relay.checkpoint import CHECKPOINTS
+from runtime.mongo import LENIENT, Database, Session, in_transaction
+
+OPERATIONS = "operations"
+
+INDEXES: tuple[dict[str, Any], ...] = (
+    {
+        "name": "relay_wishes",
+        "key": {"group": 1, "asked_at": 1},
+        "partialFilterExpression": {"carried_out_at": None},
+    },
+)
+
+WAITING = {"state": {"$in": [State.HELD.value, State.PARKED.value]}}
+
+TRANSACTION_SECONDS = 10.0
+
+
+class Wish(StrEnum):
+    RELEASE = "release"
+    DISCARD = "discard"
+
+
+RESET_POSITION = "reset_position"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """who asks, and why: both are kept with what was done."""
+
+    who: str
+    why: str
+
+
+class NothingToDo(Exception):
+    """The command asks for what is not there; nothing was changed."""
+
+
+async def list_waiting(database: Database, collection: str, limit: int) -> list[dict[str, Any]]:
+    """Held and parked events, those of one key together and in order; without their payloads."""
+    outbox = database.get_collection(collection, codec_options=LENIENT)
+    cursor = outbox.find(
+        WAITING, {"payload": 0}, sort=[("held_key", 1), ("ordinal", 1)], limit=limit
+    )
+    waiting: list[dict[str, Any]] = await cursor.to_list(None)
+    return waiting
+
+
+async def ask(
+    database: Database,
+    collection: str,
+    group: str,
+    wish: Wish,
+    event_ids: Sequence[str],
+    operator: Operator,
+) -> list[str]:
+    """
+    Record a wish for each event; the wishes' ids.
+
+    Raises NothingToDo, naming every event that is not held or parked; then none is recorded.
+    """
+    outbox = database.get_collection(collection, codec_options=LENIENT)
+    found: list[Any] = []
+    missing: list[str] = []
+    for event_id in event_ids:
+        query = {"_id": {"$in": _readings(event_id)}, **WAITING}
+        document = await outbox.find_one(query, {"_id": 1})
+        if document is None:
+            missing.append(event_id)
+        else:
+            found.append(document["_id"])
+    if missing:
+        raise NothingToDo(f"neither held nor parked: {', '.join(missing)}; nothing was changed")
+    wishes = [_operation(group, wish.value, operator, event_id=event_id) for event_id in found]
+    await database[OPERATIONS].insert_many(wishes)
+    return [operation["_id"] for operation in wishes]
+
+
+async def reset_position(database: Database, group: str, operator: Operator) -> int:
+    """
+    Make whoever leads, or will, begin with a hand-over; the epoch that was taken for it.
+
+    Raises NothingToDo when the group has no position: its first start is a hand-over anyway.
+    """
+
+    async def write(session: Session) -> int:
+        document = await database[CHECKPOINTS].find_one_and_update(
+            {"_id": group},
+            {
+                "$inc": {"epoch": 1},
+                "$set": {
+                    "owner": f"operator {operator.who}",
+                    "handover": {"reason": RESET_POSITION, "since": datetime.now(UTC)},
+                },
+            },
+            return_document=True,
+            session=session,
+        )
+        if document is None:
+            raise NothingToDo(f"group {group!r} has no position yet; nothing was changed")
+        epoch: int = document["epoch"]
+        done = _operation(group, RESET_POSITION, operator, event_id=None)
+        done |= {"carried_out_at": datetime.now(UTC), "result": f"epoch {epoch} was taken"}
+        await database[OPERATIONS].insert_one(done, session=session)
+        return epoch
+
+    return await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+
+
+async def open_wishes(database: Database, group: str) -> list[dict[str, Any]]:
+    """What the leader has yet to carry out, in the order in which it was asked for."""
+    cursor = database[OPERATIONS].find(
+        {"group": group, "carried_out_at": None}, sort=[("asked_at", 1)]
+    )
+    wishes: list[dict[str, Any]] = await cursor.to_list(None)
+    return wishes
+
+
+async def note_carried_out(database: Database, wish_id: str, result: str) -> None:
+    await database[OPERATIONS].update_one(
+        {"_id": wish_id, "carried_out_at": None},
+        {"$set": {"carried_out_at": datetime.now(UTC), "result": result}},
+    )
+
+
+async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, str | None]:
+    """Event id -> what came of the wish; None while it waits for a leader."""
+    cursor = database[OPERATIONS].find({"_id": {"$in": list(wish_ids)}})
+    return {str(wish["event_id"]): wish["result"] async for wish in cursor}
+
+
+def _operation(group: str, what: str, operator: Operator, *, event_id: Any) -> dict[str, Any]:
+    return {
+        "_id": str(uuid4()),
+        "group": group,
+        "what": what,
+        "event_id": event_id,
+        "who": operator.who,
+        "why": operator.why,
+        "asked_at": datetime.now(UTC),
+        "carried_out_at": None,
+        "result": None,
+    }
+
+
+def _readings(event_id: str) -> list[Any]:
+    """What a person may have meant: ids are strings, ObjectIds or UUIDs."""
+    readings: list[Any] = [event_id]
+    for read in (ObjectId, UUID):
+        try:
+            readings.append(read(event_id))
+        except (ValueError, InvalidId):
+            continue
+    return readings

@@ -30,6 +30,10 @@ from pika.exceptions import (
 
 PERSISTENT = 2
 
+#: RabbitMQ 3.10 never answers a `basic.consume` that comes in the half second after a start in
+#: which a quorum queue has no leader yet; heartbeats go on meanwhile, so nothing else would notice.
+ANSWER_DEADLINE_SECONDS = 10.0
+
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
 RESOURCE_LOCKED = 405
@@ -95,11 +99,14 @@ class Connection:
         if self.closed.done():
             raise BrokerGone(self.closed.result())
         opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._raw.channel(on_open_callback=lambda channel: _resolve(opened, channel))
-        await _first_of(opened, self.closed)
-        if not opened.done():
-            raise BrokerGone(self.closed.result())
-        return Channel(opened.result(), self)
+        try:
+            self._raw.channel(on_open_callback=lambda channel: _resolve(opened, channel))
+        except AMQPError as error:
+            raise BrokerGone(_words(error)) from error
+        await _first_of(opened, self.closed, timeout_seconds=ANSWER_DEADLINE_SECONDS)
+        if opened.done():
+            return Channel(opened.result(), self)
+        raise self.gone()
 
     async def close(self) -> None:
         """Close in order; unacknowledged messages go back, an exclusive queue is free."""
@@ -107,6 +114,12 @@ class Connection:
             self._raw.close()
         # a broker that hangs must not hold up the end of a process
         await _first_of(self.closed, timeout_seconds=2)
+
+    def gone(self) -> BrokerGone:
+        """Why there was no answer."""
+        if self.closed.done():
+            return BrokerGone(self.closed.result())
+        return BrokerGone(f"no answer within {ANSWER_DEADLINE_SECONDS:g} s")
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
@@ -248,12 +261,17 @@ class Channel:
             method(callback=lambda frame: _resolve(answered, frame), **arguments)
         except AMQPError as error:
             raise BrokerGone(_words(error)) from error
-        await _first_of(answered, self.closed, self._connection.closed)
+        await _first_of(
+            answered,
+            self.closed,
+            self._connection.closed,
+            timeout_seconds=ANSWER_DEADLINE_SECONDS,
+        )
         if answered.done():
             return answered.result()
         if self.closed.done():
             raise self.closed.result()
-        raise BrokerGone(self._connection.closed.result())
+        raise self._connection.gone()
 
     def _on_close(self, _channel: Any, reason: BaseException) -> None:
         _resolve(self.closed, _channel_error(reason))
@@ -277,14 +295,16 @@ async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
     opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     AsyncioConnection(
         parameters,
-        on_open_callback=lambda raw: _resolve(opened, raw),
+        # made here, so that not even a loss in the next moment goes unnoticed
+        on_open_callback=lambda raw: _resolve(opened, Connection(raw)),
         on_open_error_callback=lambda _raw, error: _resolve(opened, error),
         custom_ioloop=asyncio.get_running_loop(),
     )
     result = await opened
     if isinstance(result, BaseException):
         raise _connect_error(result)
-    return Connection(result)
+    assert isinstance(result, Connection)
+    return result
 
 
 def _connect_error(error: BaseException) -> BrokerError:

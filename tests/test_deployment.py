@@ -29,6 +29,7 @@ from consumers import topology
 from consumers.settings import TopologySettings
 from outbox.collection import OUTBOX
 from relay.checkpoint import CHECKPOINTS
+from relay.operations import OPERATIONS
 from relay.settings import RelaySettings
 from runtime.settings import MongoSettings, RabbitSettings
 from sandbox.mongodb import MongoServer
@@ -85,10 +86,9 @@ def test_compose_yml_starts_every_process() -> None:
 def test_what_compose_yml_runs_is_there(process: str) -> None:
     module, *arguments = SERVICES[process]["command"]
     main = importlib.import_module(f"{module}.__main__")
-    (commands,) = (value for value in vars(main).values() if isinstance(value, typer.Typer))
 
     # parses every word of the command, without running it
-    command = get_command(commands)
+    command = get_command(main.commands)
     context = command.make_context(module, list(arguments))
     assert isinstance(command, typer.core.TyperGroup)
     name, subcommand, rest = command.resolve_command(context, list(arguments))
@@ -237,7 +237,7 @@ def test_every_user_of_a_server_is_made_by_its_step() -> None:
 
 
 def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
-    known = {ASSISTANCES, OUTBOX, DEAD_LETTERS, CHECKPOINTS, ""}
+    known = {ASSISTANCES, OUTBOX, DEAD_LETTERS, CHECKPOINTS, OPERATIONS, ""}
 
     assert {grant["collection"] for grants in ROLES.values() for grant in grants} == known
     assert all(grant["why"] for grants in ROLES.values() for grant in grants)

@@ -80,7 +80,7 @@ class EmailSettings(SettingsTable):
         default=Tls.STARTTLS, description="`starttls`, `tls` (from the first byte) or `none`"
     )
     smtp_username: str | None = Field(default=None, description="without it there is no login")
-    smtp_password: SecretStr | None = None
+    smtp_password: SecretStr | None = Field(default=None, description="goes with the username")
     sender: Annotated[str, AfterValidator(_one_address)] = Field(
         description="the address that the messages are from"
     )

@@ -20,12 +20,12 @@ from service.show import as_json, as_lines, look_up, printable
 
 Result = TypeVar("Result")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
-@app.command()
+@commands.command()
 def run() -> None:
     """Run the REST API until SIGTERM or Ctrl-C."""
     settings = load_settings(ServiceSettings, "service")
@@ -37,7 +37,7 @@ def run() -> None:
         raise typer.Exit(1) from None
 
 
-@app.command()
+@commands.command()
 def show(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="as the API answered it")],
     json: AsJson = False,
@@ -52,7 +52,7 @@ def show(
         Console(highlight=False, soft_wrap=True).print(as_lines(way))
 
 
-@app.command()
+@commands.command()
 def audit(
     json: AsJson = False,
     overdue_after_seconds: Annotated[
@@ -87,4 +87,4 @@ def _end_with(sentence: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m service")
+    commands(prog_name="python -m service")

@@ -1,0 +1,74 @@
+# Everything a checkout makes for itself lives in .venv/ (packages) and .local/ (data, secrets).
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo up test lint format check-locks
+
+# python3.11, or python3 where that is at least 3.11
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# CI has nobody to answer a question
+SUDO := $(if $(CI),sudo -n,sudo)
+PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.packages .venv/.servers ## the environment, its locked packages, MongoDB and RabbitMQ
+
+demo: setup ## the main job in two acts, on real servers
+	@.venv/bin/python -m sandbox demo
+
+up: setup ## the same system without the acts, until Ctrl-C
+	@.venv/bin/python -m sandbox up
+
+test: setup ## every test, on real servers
+	.venv/bin/pytest
+
+lint: .venv/.packages ## style, types, and the arrows between packages
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/.packages ## what ruff can put right by itself
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+# Nothing is fetched: what pyproject.toml asks for must be what the locks have installed.
+check-locks: .venv/.packages ## the locks carry hashes and satisfy pyproject.toml
+	$(PIP) install --quiet --dry-run --no-index --require-hashes -r requirements.lock
+	$(PIP) install --quiet --dry-run --no-index --require-hashes -r requirements-dev.lock
+	$(PIP) install --quiet --dry-run --no-index --no-build-isolation --editable '.[dev]'
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install python3.11, or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(install_venv); }
+	@echo "Making a virtual environment in .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+
+# Debian splits Python's venv module off into a package of its own.
+venv_package = $(notdir $(PYTHON))-venv
+define install_venv
+	if ! command -v apt-get >/dev/null; then \
+		echo "$(PYTHON) cannot make virtual environments (no ensurepip): install its venv package."; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then \
+		echo "Python lacks its venv module. Installing with apt-get (as root): $(venv_package)."; as_root=; \
+	elif command -v sudo >/dev/null; then \
+		echo "Python lacks its venv module. Installing with apt-get (sudo may ask for your password): $(venv_package)."; as_root="$(SUDO)"; \
+	else \
+		echo "Python lacks its venv module: run 'apt-get install $(venv_package)' as root."; exit 1; \
+	fi; \
+	$$as_root apt-get update -q; \
+	$$as_root apt-get install -q -y --no-install-recommends $(venv_package)
+endef
+
+.venv/.packages: requirements-dev.lock pyproject.toml | .venv/bin/python
+	@echo "Installing the locked packages into .venv (about a minute the first time) ..."
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.servers: .venv/.packages
+	@.venv/bin/python -m sandbox servers
+	@touch $@

@@ -11,6 +11,7 @@ last, and what was not begun goes back to its queue.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from loguru import logger
 
@@ -23,6 +24,10 @@ from runtime.shutdown import Stop
 #: Messages fetched for each that is worked on: the next is at hand when one is done, and little
 #: is kept from other workers, or counted against the delivery limit when this one crashes.
 PREFETCH_RATIO = 2
+
+#: A connection that lasted so long was a good one: the next reconnect is a quick one again. Else
+#: a broker that takes us in and throws us out would be asked ten times a second.
+GOOD_CONNECTION_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,6 @@ class Receiver:
         self._subscription = subscription
         self._stop = stop
         self._served = False
-        self._delays = growing_delays()
         self._free = asyncio.Semaphore(subscription.concurrency)
         self._in_hand: set[asyncio.Task[None]] = set()
 
@@ -57,14 +61,18 @@ class Receiver:
         Raises BrokerRefused when the broker refuses us before it ever served us; later on that is
         waited out, since a broker that is just starting may refuse everybody.
         """
+        delays = growing_delays()
         while not self._stop.requested:
+            began_at = monotonic()
             try:
                 await self._serve()
             except BrokerError as trouble:
                 if isinstance(trouble, BrokerRefused) and not self._served:
                     raise
                 logger.warning("broker.away", reason=str(trouble), in_hand=len(self._in_hand))
-                await self._stop.rest(next(self._delays))
+                if monotonic() - began_at > GOOD_CONNECTION_SECONDS:
+                    delays = growing_delays()
+                await self._stop.rest(next(delays))
         await self._finish()
 
     async def _serve(self) -> None:
@@ -84,7 +92,7 @@ class Receiver:
                 prefetch=subscription.concurrency * PREFETCH_RATIO,
                 on_message=arrived.put_nowait,
             )
-            self._served, self._delays = True, growing_delays()
+            self._served = True
             logger.info("queue.receiving", queue=subscription.queue)
             await self._begin_until_over(arrived, channel, connection.closed)
             await self._finish()

@@ -13,7 +13,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pymongo import MongoClient
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
-from assistance.request import accept
+from assistance.request import Acceptance, accept
 from assistance.routing import Destination
 from outbox.collection import OUTBOX
 from tests.third_parties import ThirdParties
@@ -64,31 +64,30 @@ class Deliveries:
         *,
         topic: str = "sales",
         destinations: Sequence[str] = ("slack",),
-        request_id: str | None = None,
         now: datetime | None = None,
     ) -> str:
-        """Write a request with its events, as the service does; returns its id."""
-        acceptance = accept(
-            request_id=request_id or str(uuid4()),
-            topic=topic,
-            description=description,
-            destinations=[Destination(name, CHANNEL_OF[name]) for name in destinations],
-            now=now or datetime.now(UTC),
-        )
-        with self.client.start_session() as session, session.start_transaction():
-            self.database[ASSISTANCES].insert_one(dict(acceptance.request), session=session)
-            self.database[OUTBOX].insert_many(acceptance.outbox_documents, session=session)
+        """Write a request with its events; returns its id."""
+        acceptance = new_request(description, topic, destinations, now)
+        self.database[OUTBOX].insert_many(acceptance.outbox_documents)
+        self.database[ASSISTANCES].insert_one(dict(acceptance.request))
         return acceptance.request["_id"]
+
+    def accept_many(self, count: int) -> list[str]:
+        accepted = [new_request(f"number {number}") for number in range(count)]
+        events = [event for one in accepted for event in one.outbox_documents]
+        self.database[OUTBOX].insert_many(events)
+        self.database[ASSISTANCES].insert_many([dict(one.request) for one in accepted])
+        return [one.request["_id"] for one in accepted]
 
     def publish_pending(self) -> int:
         """Publish and mark what the outbox holds, as the relay does; returns how many."""
         pending = list(self.database[OUTBOX].find({"state": "pending"}).sort("seq"))
-        with self.channel() as channel:
-            for event in pending:
-                self.publish(event, channel)
-                self.database[OUTBOX].update_one(
-                    {"_id": event["_id"]}, {"$set": {"state": "published"}}
-                )
+        if pending:
+            with self.channel() as channel:
+                for event in pending:
+                    self.publish(event, channel)
+            ids = {"$in": [event["_id"] for event in pending]}
+            self.database[OUTBOX].update_many({"_id": ids}, {"$set": {"state": "published"}})
         return len(pending)
 
     def publish(self, event: Mapping[str, Any], channel: BlockingChannel) -> None:
@@ -97,15 +96,13 @@ class Deliveries:
             event["routing_key"],
             event["payload"],
             pika.BasicProperties(message_id=str(event["_id"]), type=event["type"], delivery_mode=2),
-            mandatory=event["must_route"],
         )
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
+        """A channel of its own; when it is closed in order, the broker has what was published."""
         with pika.BlockingConnection(pika.URLParameters(self.rabbitmq_url)) as connection:
-            channel = connection.channel()
-            channel.confirm_delivery()
-            yield channel
+            yield connection.channel()
 
     def request(self, request_id: str) -> dict[str, Any]:
         found = self.database[ASSISTANCES].find_one({"_id": request_id})
@@ -136,6 +133,21 @@ class Deliveries:
 
     def count(self, status: str) -> int:
         return self.database[ASSISTANCES].count_documents({"status": status})
+
+
+def new_request(
+    description: str,
+    topic: str = "sales",
+    destinations: Sequence[str] = ("slack",),
+    now: datetime | None = None,
+) -> Acceptance:
+    return accept(
+        request_id=str(uuid4()),
+        topic=topic,
+        description=description,
+        destinations=[Destination(name, CHANNEL_OF[name]) for name in destinations],
+        now=now or datetime.now(UTC),
+    )
 
 
 @pytest.fixture

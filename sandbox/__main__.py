@@ -13,8 +13,8 @@ import httpx
 import typer
 
 from sandbox.demo import DemoFailed, play
-from sandbox.server_process import ServerFailedError
-from sandbox.servers import ServerMissingError, make_present
+from sandbox.errors import SandboxError
+from sandbox.servers import make_present
 from sandbox.stack import Stack, open_stack
 
 LOCAL = Path(".local")
@@ -41,7 +41,7 @@ def servers() -> None:
     """Make sure that MongoDB and RabbitMQ can be started here; install what is missing."""
     try:
         make_present(os.environ)
-    except (ServerMissingError, subprocess.CalledProcessError) as error:
+    except SandboxError as error:
         sys.exit(str(error))
 
 
@@ -66,8 +66,7 @@ def run(folder: Path, *, acts: bool, stays: bool) -> None:
         say("Stopped.")
     except (
         DemoFailed,
-        ServerMissingError,
-        ServerFailedError,
+        SandboxError,
         subprocess.CalledProcessError,
         httpx.HTTPError,
     ) as failure:

@@ -50,13 +50,17 @@ apt-get install -q -y --no-install-recommends "$@"
 """
 
 
-def way_to_root(*, effective_user_id: int, apt_get: bool, sudo: bool) -> list[str] | None:
+def way_to_root(
+    *, effective_user_id: int, apt_get: bool, sudo: bool, unattended: bool
+) -> list[str] | None:
     """Give what to put before a command that installs packages, or None where there is no way."""
     if not apt_get:
         return None
     if effective_user_id == 0:
         return []
-    return ["sudo"] if sudo else None
+    if not sudo:
+        return None
+    return ["sudo", "-n"] if unattended else ["sudo"]
 
 
 def way_to_root_here() -> list[str] | None:
@@ -64,6 +68,7 @@ def way_to_root_here() -> list[str] | None:
         effective_user_id=os.geteuid(),
         apt_get=shutil.which("apt-get") is not None,
         sudo=shutil.which("sudo") is not None,
+        unattended="CI" in os.environ,
     )
 
 

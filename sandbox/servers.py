@@ -157,11 +157,15 @@ def lacks_libraries(binary: Path) -> bool:
 
 
 def make_present(environment: Mapping[str, str]) -> None:
-    """Install what is missing, after saying so; raises ServerMissingError."""
-    for choose in (choose_mongo, choose_rabbit):
-        source = choose(environment, Machine.here())
-        if isinstance(source, Packages):
-            install(source.names, source.why, source.way_to_root)
+    """Install what is missing, all at once and after saying so.
+
+    Raises ServerMissingError and InstallationFailedError.
+    """
+    machine = Machine.here()
+    sources = [choose_mongo(environment, machine), choose_rabbit(environment, machine)]
+    if missing := [source for source in sources if isinstance(source, Packages)]:
+        names = [name for source in missing for name in source.names]
+        install(names, " ".join(source.why for source in missing), missing[0].way_to_root)
 
 
 def find_mongo(

@@ -285,16 +285,20 @@ def test_root_and_sudo_install_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "apt_get", "sudo", "way"),
+    ("user", "apt_get", "sudo", "unattended", "way"),
     [
-        (0, True, False, []),
-        (0, False, True, None),
-        (1000, True, True, ["sudo"]),
-        (1000, True, False, None),
+        (0, True, False, False, []),
+        (0, False, True, False, None),
+        (1000, True, True, False, ["sudo"]),
+        (1000, True, True, True, ["sudo", "-n"]),
+        (1000, True, False, False, None),
     ],
 )
-def test_who_may_install(user: int, apt_get: bool, sudo: bool, way: list[str] | None) -> None:
-    assert way_to_root(effective_user_id=user, apt_get=apt_get, sudo=sudo) == way
+def test_root_installs_sudo_asks_and_nobody_else_may(
+    user: int, apt_get: bool, sudo: bool, unattended: bool, way: list[str] | None
+) -> None:
+    found = way_to_root(effective_user_id=user, apt_get=apt_get, sudo=sudo, unattended=unattended)
+    assert found == way
 
 
 @pytest.mark.parametrize(

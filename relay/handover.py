@@ -9,12 +9,11 @@ first start and whenever the position is lost; it publishes what is pending, and
 from collections.abc import AsyncIterator, Sequence
 
 from bson import Timestamp
-from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
 from outbox.state import PENDING_STATES
 from relay.stream import BATCH_SIZE
-from runtime.mongo import Database, RawCursor
+from runtime.mongo import BatchCursor, Database, Document
 
 SNAPSHOT_TOO_OLD = 239
 SNAPSHOT_UNAVAILABLE = 246
@@ -26,7 +25,7 @@ class SnapshotExpired(Exception):
 
 async def read_pending(
     database: Database, collection: str
-) -> AsyncIterator[tuple[Sequence[RawBSONDocument], Timestamp]]:
+) -> AsyncIterator[tuple[Sequence[Document], Timestamp]]:
     """
     Batches of pending documents, those of one key in order, and the snapshot's time.
 
@@ -38,9 +37,9 @@ async def read_pending(
         "sort": {"seq": 1, "created_at": 1, "_id": 1},
         "readConcern": {"level": "snapshot"},
     }
-    cursor: RawCursor | None = None
+    cursor: BatchCursor | None = None
     try:
-        cursor, batch = await RawCursor.open(database, command, batch_size=BATCH_SIZE)
+        cursor, batch = await BatchCursor.open(database, command, batch_size=BATCH_SIZE)
         snapshot_time = batch.snapshot_time
         assert snapshot_time is not None
         yield batch.documents, snapshot_time

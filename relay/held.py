@@ -12,7 +12,7 @@ from typing import Any
 
 from outbox.state import State
 from relay.settling import Entry, Fate
-from runtime.mongo import LENIENT, Database
+from runtime.mongo import ANY_WRITER, Database
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
 
@@ -37,7 +37,7 @@ class HeldKey:
 
 class HeldKeys:
     def __init__(self, database: Database, collection: str) -> None:
-        self._outbox = database.get_collection(collection, codec_options=LENIENT)
+        self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
         self.keys: dict[str, HeldKey] = {}
 
     async def load(self) -> None:

@@ -5,27 +5,37 @@ Pure: what cannot be published becomes an entry without an event, never an excep
 bad document must not stop the stream.
 """
 
-import bson
-from bson.errors import InvalidBSON
-from bson.raw_bson import RawBSONDocument
+from typing import Any
 
 from outbox.errors import UnfitEvent
 from outbox.event import key_of, read_event
 from relay.checkpoint import Position
 from relay.settling import Entry
-from runtime.mongo import LENIENT
+from runtime.mongo import Document
+
+UNDECODABLE = "undecodable: the document holds text that is not UTF-8"
 
 
-def entry_of(document: RawBSONDocument, *, ordinal: int, position: Position | None) -> Entry:
+def entry_of(document: Document, *, ordinal: int, position: Position | None) -> Entry:
     """position: where the stream stands behind the document; None when it did not come from it."""
     try:
         event = read_event(document)
     except UnfitEvent as unfit:
-        return Entry(
-            document.get("_id"), key_of(document), ordinal, None, position, reason=str(unfit)
-        )
-    except InvalidBSON as broken:
-        readable = bson.decode(document.raw, LENIENT)
-        reason = f"undecodable: {broken}"
-        return Entry(readable.get("_id"), key_of(readable), ordinal, None, position, reason=reason)
+        return _unfit(document, ordinal, position, str(unfit))
+    except UnicodeEncodeError:
+        return _unfit(document, ordinal, position, UNDECODABLE)
     return Entry(event.id, event.key, ordinal, event, position)
+
+
+def is_addressable(document_id: Any) -> bool:
+    """Whether a query can name this document: an _id that is no UTF-8 cannot be written back."""
+    return not isinstance(document_id, str) or _readable(document_id) == document_id
+
+
+def _unfit(document: Document, ordinal: int, position: Position | None, reason: str) -> Entry:
+    key = _readable(key_of(document))
+    return Entry(document.get("_id"), key, ordinal, None, position, reason=reason)
+
+
+def _readable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

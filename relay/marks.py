@@ -13,8 +13,9 @@ from pymongo import UpdateMany, UpdateOne
 
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
+from relay.intake import is_addressable
 from relay.settling import Entry, Fate
-from runtime.mongo import LENIENT, Database
+from runtime.mongo import ANY_WRITER, Database
 
 SETTLED_STATES = [
     state.value for state in (State.PUBLISHED, State.HELD, State.PARKED, State.DISCARDED)
@@ -23,7 +24,7 @@ SETTLED_STATES = [
 
 class Marks:
     def __init__(self, database: Database, collection: str, epoch: int) -> None:
-        self._outbox = database.get_collection(collection, codec_options=LENIENT)
+        self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
         self._epoch = epoch
 
     async def write(self, entries: Sequence[Entry], pause_seconds: Callable[[str], float]) -> None:
@@ -40,7 +41,7 @@ class Marks:
         writes += [
             self._keep(entry, now, pause_seconds)
             for entry in entries
-            if entry.fate in {Fate.HELD, Fate.PARKED}
+            if entry.fate in {Fate.HELD, Fate.PARKED} and is_addressable(entry.id)
         ]
         if writes:
             await self._outbox.bulk_write(writes, ordered=False)

@@ -21,7 +21,7 @@ from bson.errors import InvalidId
 
 from outbox.state import State
 from relay.checkpoint import CHECKPOINTS
-from runtime.mongo import LENIENT, Database, Session, in_transaction
+from runtime.mongo import ANY_WRITER, Database, Session, in_transaction
 
 OPERATIONS = "operations"
 
@@ -60,7 +60,7 @@ class NothingToDo(Exception):
 
 async def list_waiting(database: Database, collection: str, limit: int) -> list[dict[str, Any]]:
     """Held and parked events, those of one key together and in order; without their payloads."""
-    outbox = database.get_collection(collection, codec_options=LENIENT)
+    outbox = database.get_collection(collection, codec_options=ANY_WRITER)
     cursor = outbox.find(
         WAITING, {"payload": 0}, sort=[("held_key", 1), ("ordinal", 1)], limit=limit
     )
@@ -81,7 +81,7 @@ async def ask(
 
     Raises NothingToDo, naming every event that is not held or parked; then none is recorded.
     """
-    outbox = database.get_collection(collection, codec_options=LENIENT)
+    outbox = database.get_collection(collection, codec_options=ANY_WRITER)
     found: list[Any] = []
     missing: list[str] = []
     for event_id in event_ids:

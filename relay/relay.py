@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from bson.raw_bson import RawBSONDocument
 from loguru import logger
 from pymongo.errors import PyMongoError
 
@@ -27,7 +26,7 @@ from relay import operations
 from relay.checkpoint import Checkpoint, Deposed, Position
 from relay.handover import SnapshotExpired, read_pending
 from relay.held import HeldKeys
-from relay.intake import entry_of
+from relay.intake import entry_of, is_addressable
 from relay.leadership import Stopped, hold_lock
 from relay.marks import Marks
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
@@ -38,6 +37,7 @@ from relay.sweep import Sweep
 from runtime.mongo import (
     Client,
     Database,
+    Document,
     check_server,
     ensure_collection,
     is_transient,
@@ -229,7 +229,11 @@ class Term:
         no more, a whole window of events that nobody knows is the end of it.
         """
         # an _id that is an object or an array cannot stand in a set; such an event is unfit anyway
-        ids = [entry.id for entry in entries if isinstance(entry.id, Hashable)]
+        ids = [
+            entry.id
+            for entry in entries
+            if isinstance(entry.id, Hashable) and is_addressable(entry.id)
+        ]
         known = await self._marks.settled_among(ids)
         for entry in entries:
             self._unknown_in_a_row += 1
@@ -285,7 +289,7 @@ class Term:
                 )
         return True
 
-    def _entry(self, document: RawBSONDocument, position: Position | None) -> Entry:
+    def _entry(self, document: Document, position: Position | None) -> Entry:
         entry = entry_of(document, ordinal=self._next_ordinal, position=position)
         self._next_ordinal += 1
         return entry

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bson import Timestamp
-from bson.raw_bson import RawBSONDocument
 from loguru import logger
 from pymongo.errors import OperationFailure, PyMongoError
 
 from relay.checkpoint import Position
-from runtime.mongo import Batch, Database, RawCursor, is_transient
+from runtime.mongo import Batch, BatchCursor, Database, Document, is_transient
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
@@ -46,7 +45,7 @@ class PositionLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    document: RawBSONDocument
+    document: Document
     position: Position
 
 
@@ -69,7 +68,7 @@ class OutboxStream:
         self._database = database
         self._collection = collection
         self._position = position
-        self._cursor: RawCursor | None = None
+        self._cursor: BatchCursor | None = None
 
     async def read(self, stop: Stop) -> Reading:
         """What has arrived, at once, or nothing after half a second."""
@@ -95,7 +94,7 @@ class OutboxStream:
             return await self._cursor.next_batch(wait_ms=WAIT_MS)
         stages = [{"$changeStream": _start(self._position)}, *STAGES]
         command = {"aggregate": self._collection, "pipeline": stages}
-        self._cursor, batch = await RawCursor.open(self._database, command, batch_size=BATCH_SIZE)
+        self._cursor, batch = await BatchCursor.open(self._database, command, batch_size=BATCH_SIZE)
         return batch
 
     def _reading(self, batch: Batch) -> Reading:

@@ -9,11 +9,11 @@ from time import monotonic
 from typing import Any
 
 from bson import Timestamp
-from bson.raw_bson import RawBSONDocument
 
 from outbox.state import PENDING_STATES
 from relay.checkpoint import Position
-from runtime.mongo import RAW, Database
+from relay.intake import is_addressable
+from runtime.mongo import ANY_WRITER, Database, Document
 
 SWEEP_SECONDS = 10.0
 SWEEP_LIMIT = 1000
@@ -24,17 +24,17 @@ _PENDING = {"state": {"$in": list(PENDING_STATES)}}
 class Sweep:
     def __init__(self, database: Database, collection: str) -> None:
         self._database = database
-        self._outbox = database.get_collection(collection, codec_options=RAW)
+        self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
         self._seen_ids: list[Any] = []
         self._seen_at: Timestamp | None = None
         self._due_at = monotonic()
 
-    async def missed(self, position: Position) -> list[RawBSONDocument]:
+    async def missed(self, position: Position) -> list[Document]:
         """What was missed, in the order of its keys; nothing until the next look is due."""
         if monotonic() < self._due_at:
             return []
         self._due_at = monotonic() + SWEEP_SECONDS
-        missed: list[RawBSONDocument] = []
+        missed: list[Document] = []
         if self._seen_at is not None and position.cluster_time > self._seen_at:
             missed = await self._still_pending()
             self._seen_at = None
@@ -42,15 +42,16 @@ class Sweep:
             await self._look()
         return missed
 
-    async def _still_pending(self) -> list[RawBSONDocument]:
+    async def _still_pending(self) -> list[Document]:
         cursor = self._outbox.find(
             {"_id": {"$in": self._seen_ids}, **_PENDING}, sort=[("seq", 1), ("created_at", 1)]
         )
-        documents: list[RawBSONDocument] = await cursor.to_list(None)
+        documents: list[Document] = await cursor.to_list(None)
         return documents
 
     async def _look(self) -> None:
         cursor = self._outbox.find(_PENDING, {"_id": 1}, limit=SWEEP_LIMIT)
-        self._seen_ids = [document["_id"] async for document in cursor]
+        ids = [document["_id"] async for document in cursor]
+        self._seen_ids = [event_id for event_id in ids if is_addressable(event_id)]
         # asked after the look, so it is no earlier than any commit that was seen
         self._seen_at = (await self._database.command("ping"))["operationTime"]

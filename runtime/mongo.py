@@ -18,7 +18,6 @@ import pymongo
 from bson import CodecOptions, Timestamp
 from bson.binary import UuidRepresentation
 from bson.codec_options import DatetimeConversion
-from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
@@ -48,21 +47,16 @@ TRANSIENT_LABELS = (
     "TransientTransactionError",
 )
 
-#: For documents of unknown writers: a date beyond Python's years stays a number.
-RAW: CodecOptions[RawBSONDocument] = CodecOptions(
-    document_class=RawBSONDocument,
+#: For documents of unknown writers: a date beyond Python's years stays a number, and bytes that
+#: are no UTF-8 become lone surrogates, which whoever encodes the text again will notice.
+ANY_WRITER: CodecOptions[dict[str, Any]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD,
     tz_aware=True,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="surrogateescape",
 )
 
-#: The same, for looking at what RAW cannot read: broken text is shown with replacement marks.
-LENIENT: CodecOptions[dict[str, Any]] = CodecOptions(
-    uuid_representation=UuidRepresentation.STANDARD,
-    tz_aware=True,
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-    unicode_decode_error_handler="replace",
-)
+Document = Mapping[str, Any]
 
 
 class DatabaseError(Exception):
@@ -219,19 +213,18 @@ async def _transact(session: Session, write: Callable[[Session], Awaitable[Resul
 @dataclass(frozen=True, slots=True)
 class Batch:
     """
-    documents: undecoded but for the fields that are asked for.
     resume_token: where a change stream stands after this batch; None for other cursors.
     snapshot_time: the moment that a snapshot read shows; None for other cursors.
     exhausted: nothing follows.
     """
 
-    documents: Sequence[RawBSONDocument]
-    resume_token: RawBSONDocument | None
+    documents: Sequence[Document]
+    resume_token: Document | None
     snapshot_time: Timestamp | None
     exhausted: bool
 
 
-class RawCursor:
+class BatchCursor:
     """
     A cursor read in whole batches, by `aggregate` or `find` and then `getMore` commands: six times
     as many events a second as motor's own cursor, which pays a thread's hop for each.
@@ -250,7 +243,7 @@ class RawCursor:
     @classmethod
     async def open(
         cls, database: Database, command: Mapping[str, Any], *, batch_size: int
-    ) -> tuple["RawCursor", Batch]:
+    ) -> tuple["BatchCursor", Batch]:
         """The cursor and its first batch. `command` is a `find` or an `aggregate`."""
         # causal consistency would add a read time of its own to the command's
         session = await database.client.start_session(causal_consistency=False)
@@ -290,7 +283,7 @@ class RawCursor:
     async def _run(self, command: Mapping[str, Any]) -> Batch:
         try:
             reply = await self._database.command(
-                dict(command), session=self._session, codec_options=RAW
+                dict(command), session=self._session, codec_options=ANY_WRITER
             )
         except OperationFailure as error:
             raise named(error) from error

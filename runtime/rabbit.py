@@ -78,6 +78,27 @@ class Message:
     body: bytes
 
 
+class _JoiningConnection(AsyncioConnection):
+    """
+    Writes what one turn of the loop sends in one piece. pika itself makes a system call for each
+    of a message's three frames, which costs a third of the client's time.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._unwritten: list[bytes] = []
+        super().__init__(*arguments, **options)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self._write_joined)
+        self._unwritten.append(data)
+
+    def _write_joined(self) -> None:
+        joined, self._unwritten = b"".join(self._unwritten), []
+        if self._transport is not None:
+            self._transport.write(joined)
+
+
 class Connection:
     """
     One connection to the broker.
@@ -86,7 +107,7 @@ class Connection:
     `blocked` is true while the broker takes nothing for lack of memory or disk.
     """
 
-    def __init__(self, raw: AsyncioConnection) -> None:
+    def __init__(self, raw: _JoiningConnection) -> None:
         self._raw = raw
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.blocked = False
@@ -293,7 +314,7 @@ async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
     parameters.connection_attempts = 1
     parameters.socket_timeout = parameters.stack_timeout = 10.0
     opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    AsyncioConnection(
+    _JoiningConnection(
         parameters,
         # made here, so that not even a loss in the next moment goes unnoticed
         on_open_callback=lambda raw: _resolve(opened, Connection(raw)),

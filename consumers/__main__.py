@@ -12,7 +12,7 @@ from assistance.events import hint_routing_key
 from assistance.routing import RoutingTable
 from consumers import topology as broker
 from consumers.channels import Channel, UnknownChannel, find_channel, settings_table
-from consumers.database import GivenUp, open_database
+from consumers.database import GivenUp, insist, open_database
 from consumers.dead_letters import run_dead_letters
 from consumers.reconciler import Reconciler, run_reconciler, why
 from consumers.settings import (
@@ -100,12 +100,13 @@ def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
         async with open_database(settings, "reconciler", stop) as database:
             reconciler = Reconciler(database)
             if dry_run:
-                for owed in await reconciler.preview():
+                for owed in await insist(reconciler.preview, stop):
                     sys.stdout.write(
                         f"{owed.request_id} {owed.destination} would {owed.step} ({why(owed)})\n"
                     )
             else:
-                sys.stdout.write(f"{await reconciler.run_once()} seen to\n")
+                count = await insist(reconciler.run_once, stop)
+                sys.stdout.write(f"{count} seen to\n")
 
     if once or dry_run:
         live("reconciler", settings, pass_once)

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -547,6 +548,24 @@ def test_a_worker_keeps_its_message_while_mongodb_is_away(
         own_mongo_server.start()
         stage.wait_status(request_id, "succeeded")
         assert len(third_parties.calls("slack")) == 1
+        stop(worker)
+
+
+@pytest.mark.parametrize(
+    ("missing", "url", "waiting"),
+    [
+        ("mongodb_url", "mongodb://127.0.0.1:{port}/", "mongodb.away"),
+        ("rabbitmq_url", "amqp://guest:guest@127.0.0.1:{port}/", "broker.away"),
+    ],
+)
+def test_a_worker_waits_for_a_server_that_is_not_there_yet(
+    stage: Stage, missing: str, url: str, waiting: str
+) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        port = nobody_listens.getsockname()[1]
+        worker = stage.begin("slack", **{missing: url.format(port=port)})
+        worker.wait_log(waiting)
         stop(worker)
 
 

@@ -47,6 +47,9 @@ TRANSIENT_LABELS = (
     "TransientTransactionError",
 )
 
+#: How long the end of a transaction that was given up may take.
+ABORT_SECONDS = 0.25
+
 #: For documents of unknown writers: a date beyond Python's years stays a number, and bytes that
 #: are no UTF-8 become lone surrogates, which whoever encodes the text again will notice.
 ANY_WRITER: CodecOptions[dict[str, Any]] = CodecOptions(
@@ -176,38 +179,49 @@ async def in_transaction(
 
     Raises CommitUnknown when no answer to the commit came in time, and whatever `write` raised.
     """
+    async with await client.start_session() as session:
+        try:
+            with pymongo.timeout(deadline_seconds):
+                return await _until_committed(session, write, monotonic() + deadline_seconds)
+        finally:
+            # the deadline may be over, but one left open would block what it wrote for a minute
+            with pymongo.timeout(ABORT_SECONDS):
+                await _abort(session)
+
+
+async def _until_committed(
+    session: Session, write: Callable[[Session], Awaitable[Result]], give_up_at: float
+) -> Result:
     delays = growing_delays(first_seconds=0.01, cap_seconds=0.2)
-    give_up_at = monotonic() + deadline_seconds
-    with pymongo.timeout(deadline_seconds):
-        async with await client.start_session() as session:
-            while True:
-                try:
-                    return await _transact(session, write)
-                except PyMongoError as error:
-                    if not error.has_error_label("TransientTransactionError"):
-                        raise
-                    if monotonic() >= give_up_at:
-                        raise
-                await asyncio.sleep(next(delays))
+    while True:
+        session.start_transaction(
+            read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+        )
+        try:
+            result = await write(session)
+            await _commit(session)
+        except PyMongoError as error:
+            passes = error.has_error_label("TransientTransactionError")
+            if not passes or monotonic() >= give_up_at:
+                raise
+        else:
+            return result
+        await _abort(session)
+        await asyncio.sleep(next(delays))
 
 
-async def _transact(session: Session, write: Callable[[Session], Awaitable[Result]]) -> Result:
-    session.start_transaction(
-        read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
-    )
-    try:
-        result = await write(session)
-    except BaseException:
-        if session.in_transaction:  # type: ignore[truthy-function]  # motor's stub lost a @property
-            await session.abort_transaction()
-        raise
+async def _abort(session: Session) -> None:
+    if session.in_transaction:  # type: ignore[truthy-function]  # motor's stub lost a @property
+        await session.abort_transaction()
+
+
+async def _commit(session: Session) -> None:
     try:
         await session.commit_transaction()  # the driver itself sends it a second time
     except PyMongoError as error:
         if error.has_error_label("UnknownTransactionCommitResult"):
             raise CommitUnknown(str(error)) from error
         raise
-    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Message:
     body: bytes
 
 
-class _JoiningConnection(AsyncioConnection):
+class _JoiningConnection(AsyncioConnection):  # type: ignore[misc]  # pika publishes no types
     """
     Writes what one turn of the loop sends in one piece. pika itself makes a system call for each
     of a message's three frames, which costs a third of the client's time.

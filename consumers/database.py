@@ -31,8 +31,8 @@ from runtime.retry import growing_delays
 from runtime.settings import MongoSettings
 from runtime.shutdown import Stop
 
-#: A server that is frozen answers nothing; then the next try may find another primary.
-TRY_SECONDS = 10.0
+#: A server that is frozen answers nothing; the next try may find another primary.
+TRY_SECONDS = 5.0
 
 Result = TypeVar("Result")
 

@@ -9,6 +9,7 @@ last, and what was not begun goes back to its queue.
 """
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -135,9 +136,9 @@ class Receiver:
             await self._subscription.handle(message, channel)
         except GivenUp:
             return  # goes back to its queue when the channel is closed
-        except Exception:  # noqa: BLE001  # one message must not end the receiving of all others
+        except Exception as error:  # noqa: BLE001  # one message must not end the receiving of all
             # not acknowledged: it comes again with the next connection
-            logger.exception("message.not_handled", event_id=message.message_id)
+            logger.error("message.not_handled", event_id=message.message_id, error=where(error))
 
     def _put_down(self, task: asyncio.Task[None]) -> None:
         self._in_hand.discard(task)
@@ -154,3 +155,9 @@ class Receiver:
         if late:
             logger.warning("worker.let_go", in_hand=len(late))
             await asyncio.wait(late)
+
+
+def where(error: Exception) -> str:
+    """Its kind, and where it was raised; its words may hold a secret, or what people wrote."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {place.filename}:{place.lineno}"

@@ -11,11 +11,11 @@ told. A crash at any point costs at most a repeated call, never a request.
 import asyncio
 import os
 import socket
-import traceback
 from dataclasses import dataclass
 from time import monotonic
 
 from loguru import logger
+from pymongo.errors import PyMongoError
 
 from assistance.delivery import Failed, Succeeded, TryAgain
 from assistance.events import read_hint
@@ -24,7 +24,7 @@ from consumers import channels, topology
 from consumers.database import insist, open_database
 from consumers.hints import Hints
 from consumers.ledger import WORKER_LOST, Claim, Ledger, Recorded, Refusal, Refused, verdict_word
-from consumers.receiving import Receiver, Subscription
+from consumers.receiving import Receiver, Subscription, where
 from consumers.settings import FIRST_PAUSE_SECONDS, WorkerSettings
 from outbox.errors import UndecodableBody
 from runtime.rabbit import Channel, Message
@@ -71,10 +71,14 @@ class Worker:
             queue.dead_letter(message)
             return
         with logger.contextualize(request_id=hint.request_id, event_id=hint.event_id):
-            claim = await self._claim(hint)
-            if claim is not None:
-                outcome = await self._call(claim)
-                await self._record(claim, outcome)
+            try:
+                claim = await self._claim(hint)
+                if claim is not None:
+                    outcome = await self._call(claim)
+                    await self._record(claim, outcome)
+            except PyMongoError as error:
+                # refused for good, so not for us to repeat: the reconciler finds the delivery due
+                logger.error("delivery.refused_by_mongodb", error=where(error))
         queue.ack(message)
 
     def _receive(self, message: Message) -> Hint | None:
@@ -148,13 +152,7 @@ class Worker:
         except TimeoutError:
             return Unknown("no_answer_in_time")
         except Exception as error:  # noqa: BLE001  # a plug-in's fault must not end the worker
-            # its words may hold a secret of the channel's
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error(
-                "channel.broken",
-                error=type(error).__name__,
-                where=f"{where.filename}:{where.lineno}",
-            )
+            logger.error("channel.broken", error=where(error))
             return Unknown("channel_broken")
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:

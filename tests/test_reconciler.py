@@ -18,7 +18,7 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Database, ensure_collection, open_client
 from tests.conftest import RunProcess
 from tests.deliveries import Deliveries
-from tests.helpers import wait_until
+from tests.helpers import wait_until, wait_until_async
 
 HOUR = timedelta(hours=1)
 SLACK = "slack"
@@ -126,7 +126,13 @@ async def test_a_due_retry_and_an_expired_lease_are_sent_on_their_way(
     assert isinstance(claim, Claim)
     await ledger.record(claim, Later("503"), 1)
     assert isinstance(await ledger.claim(crashed, SLACK), Claim)
-    assert await reconciler.run_once() == 2
+    sent: list[int] = []
+
+    async def both_are_sent() -> bool:
+        sent.append(await reconciler.run_once())
+        return sum(sent) == 2
+
+    await wait_until_async(both_are_sent, "both are sent on their way")
     for request_id in (retried, crashed):
         assert deliveries.delivery(request_id)["hints"] == 1
         assert isinstance(await ledger.claim(request_id, SLACK), Claim)

@@ -1,0 +1,1 @@
+"""How fast the relay is, beside others on the same servers. `make bench`; README.md says how."""

@@ -68,7 +68,12 @@ async def open_database(
         client.close()
 
 
-async def insist(action: Callable[[], Awaitable[Result]], stop: Stop | None = None) -> Result:
+async def insist(
+    action: Callable[[], Awaitable[Result]],
+    stop: Stop | None = None,
+    *,
+    try_seconds: float = TRY_SECONDS,
+) -> Result:
     """
     Do it, and while MongoDB is away do it again, with growing waits.
 
@@ -77,7 +82,7 @@ async def insist(action: Callable[[], Awaitable[Result]], stop: Stop | None = No
     delays = growing_delays()
     while True:
         try:
-            with pymongo.timeout(TRY_SECONDS):
+            with pymongo.timeout(try_seconds):
                 return await action()
         except (PyMongoError, CommitUnknown) as error:
             if not _passes(error):

@@ -65,7 +65,8 @@ class Claim:
 
     attempt: counts from one. With `used_up` it is the last that was made, and no call is owed.
     may_be_repeat: an earlier attempt ended without an answer.
-    lease_until, expires: the same moment, by the server's clock and by `time.monotonic`.
+    claimed_at, lease_until: from when to when it lasts, by the server's clock.
+    answered, expires: when we heard of it and when it ends, by `time.monotonic`.
     """
 
     request_id: str
@@ -78,15 +79,17 @@ class Claim:
     attempt: int
     used_up: bool
     may_be_repeat: bool
+    claimed_at: datetime
     lease_until: datetime
+    answered: float
     expires: float
 
     def seconds_left(self) -> float:
         return self.expires - monotonic()
 
     def now(self) -> datetime:
-        """The server's time, as far as this process can tell."""
-        return self.lease_until - timedelta(seconds=self.seconds_left())
+        """The server's time as far as this process can tell: never ahead of it."""
+        return self.claimed_at + timedelta(seconds=monotonic() - self.answered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,8 @@ class Ledger:
             used_up=attempts[-1]["fence"] != delivery["fence"],
             may_be_repeat=any(attempt.get("verdict") == "unknown" for attempt in attempts),
             lease_until=delivery["lease_until"],
+            claimed_at=delivery["lease_until"] - timedelta(seconds=self._lease_seconds),
+            answered=monotonic(),
             # counted from before the question, so that ours never outlives the server's
             expires=asked_at + self._lease_seconds,
         )

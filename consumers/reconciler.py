@@ -7,18 +7,24 @@ It reads MongoDB only. Several may run: of those who see to the same delivery on
 from collections import Counter
 from datetime import UTC, datetime
 
+import pymongo
 from loguru import logger
+from pymongo.errors import ConnectionFailure, PyMongoError
 
 from assistance.delivery import DeliveryState
 from consumers.database import insist, open_database
 from consumers.hints import Hints, Owed, Step
 from consumers.settings import ReconcilerSettings
-from runtime.mongo import Database
+from runtime.mongo import Database, is_transient
 from runtime.shutdown import Stop
 
 #: Most deliveries seen to between two rests: after an outage the hints come back as a stream that
 #: the relay and the workers keep up with, and not as one wave.
 PASS_LIMIT = 200
+
+#: How long to try for one delivery before the next one's turn comes, and for a whole pass.
+LOCKED_SECONDS = 1.0
+PASS_SECONDS = 120.0
 
 
 class Reconciler:
@@ -31,7 +37,7 @@ class Reconciler:
         now = await self._server_time()
         done: Counter[str] = Counter()
         for owed in await self._hints.owed(now, limit=PASS_LIMIT):
-            done[await self._see_to(owed, now)] += 1
+            done[await self._see_to_in_time(owed, now)] += 1
         if done:
             logger.info("reconciler.passed", **done)
         return done.total()
@@ -39,6 +45,20 @@ class Reconciler:
     async def preview(self) -> list[Owed]:
         """What the next pass would see to."""
         return await self._hints.owed(await self._server_time(), limit=PASS_LIMIT)
+
+    async def _see_to_in_time(self, owed: Owed, now: datetime) -> str:
+        """
+        A process that is killed inside a transaction leaves its request locked until the server
+        ends the transaction. The others must not wait for that one.
+        """
+        try:
+            with pymongo.timeout(LOCKED_SECONDS):
+                return await self._see_to(owed, now)
+        except PyMongoError as error:
+            if isinstance(error, ConnectionFailure) or not is_transient(error):
+                raise
+            logger.warning("request.locked", request_id=owed.request_id)
+            return "locked"
 
     async def _see_to(self, owed: Owed, now: datetime) -> str:
         about = logger.bind(
@@ -77,5 +97,5 @@ async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
     async with open_database(settings, "reconciler", stop) as database:
         reconciler = Reconciler(database)
         while not stop.requested:
-            await insist(reconciler.run_once, stop)
+            await insist(reconciler.run_once, stop, try_seconds=PASS_SECONDS)
             await stop.rest(settings.reconciler_interval_seconds)

@@ -111,6 +111,8 @@ class LocalMongo(MongoServer):
             *("--setParameter", "diagnosticDataCollectionEnabled=false"),
             # A lone primary would wait 15 s for a successor before it obeys SIGTERM.
             *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),
+            # As in compose.yml: what a killed process was writing is locked no longer than this.
+            *("--setParameter", "transactionLifetimeLimitSeconds=15"),
             *self.extra_arguments,
         ]
         return ServerProcess(

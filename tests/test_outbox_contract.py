@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from bson import Binary, ObjectId
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from outbox import envelope
@@ -42,6 +42,7 @@ ANY_VALUE = st.one_of(
 )
 
 
+@example({"headers": datetime(2026, 1, 1, tzinfo=UTC)})
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys([*SCHEMA["properties"]], ANY_VALUE)))
 def test_the_schema_and_the_relay_agree_on_what_fits(fields: dict[str, Any]) -> None:
     document = {**MINIMAL, **fields, "state": "pending"}

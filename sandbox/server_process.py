@@ -43,7 +43,7 @@ class ServerProcess:
     name: str
     command: Sequence[str]
     log: Path
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     leash: subprocess.Popen[bytes] | None = field(default=None, init=False)
 

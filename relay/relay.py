@@ -9,7 +9,7 @@ The relay's life, from the lock to the last saved position.
 """
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -19,9 +19,6 @@ from loguru import logger
 from pymongo.errors import PyMongoError
 
 from outbox.collection import INDEXES
-from outbox.errors import UnfitEvent
-from outbox.event import read_event
-from outbox.state import State
 from relay import operations
 from relay.checkpoint import Checkpoint, Deposed, Position
 from relay.handover import SnapshotExpired, read_pending
@@ -30,6 +27,7 @@ from relay.intake import entry_of, is_addressable
 from relay.leadership import Stopped, hold_lock
 from relay.marks import Marks
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
+from relay.release import Release
 from relay.settings import RelaySettings
 from relay.settling import Entry, Fate, Window
 from relay.stream import PIPELINE, Change, OutboxStream, PositionLost
@@ -62,7 +60,6 @@ from runtime.shutdown import Stop
 IDLE_SAVE_SECONDS = 5.0
 
 HELD_POLL_SECONDS = 0.25
-WISH_POLL_SECONDS = 1.0
 
 #: What a new term may well not meet again. Anything else is a mistake of ours or of whoever set
 #: the servers up, and ends the process.
@@ -73,8 +70,8 @@ async def run(settings: RelaySettings, stop: Stop) -> None:
     """
     Lead whenever nobody else does, until asked to stop.
 
-    Raises UnsuitableServer or BrokerRefused when the servers cannot serve before the first term;
-    later on these are waited out like any other trouble.
+    Raises UnsuitableServer, and BrokerRefused before the first term; later on a broker that is
+    just starting may refuse everybody, and is waited out.
     """
     client = open_client(settings.mongodb_url.get_secret_value(), process="relay")
     owner, led_before, delays = new_owner(), False, growing_delays()
@@ -336,75 +333,21 @@ class Term:
                 )
 
     async def _let_held_go(self) -> None:
-        """Try the first event of each held key that may go; carry out what operators asked for."""
-        wishes_at = monotonic()
+        """Let held events go, and give up a broker that owes a confirm for too long."""
+        release = Release(
+            self._database,
+            self._checkpoint.group,
+            held=self._held,
+            window=self._window,
+            publisher=self._publisher,
+            marks=self._marks,
+        )
         while self._goes_on:
-            for key in self._held.due(self._publisher.may_go):
-                await self._let_go(key)
-            if monotonic() >= wishes_at:
-                await self._carry_out_wishes()
-                wishes_at = monotonic() + WISH_POLL_SECONDS
+            await release.run_once()
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
                 raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")
             await self._over.rest(HELD_POLL_SECONDS)
-
-    async def _let_go(self, key: str) -> None:
-        if self._window.has_unwritten(key):
-            return
-        document = await self._held.first_of(key)
-        if document is None:
-            if self._window.free(key):
-                del self._held.keys[key]
-            return
-        if document["state"] == State.PARKED or not self._goes_on:
-            self._held.postpone(key)
-            return
-        try:
-            event = read_event(document)
-        except UnfitEvent as unfit:
-            # a parked one that was released, or one that somebody has changed: a person has to look
-            await self._marks.park(document["_id"], str(unfit))
-            logger.error("event.parked", event_id=str(document["_id"]), key=key, reason=str(unfit))
-            return
-        if not self._publisher.may_go(event.routing_key):
-            self._held.keys[key].routing_key = event.routing_key
-            return
-        self._held.let_go(key, event.routing_key)
-        self._publisher.dispatch(
-            Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
-        )
-
-    async def _carry_out_wishes(self) -> None:
-        for wish in await operations.open_wishes(self._database, self._checkpoint.group):
-            result = await self._carry_out(wish)
-            if result is None:
-                continue  # on its way at this moment; the next look tells
-            await operations.note_carried_out(self._database, wish["_id"], result)
-            logger.warning(
-                "wish.carried_out",
-                wish=wish["what"],
-                event_id=str(wish["event_id"]),
-                result=result,
-                who=wish["who"],
-                why=wish["why"],
-            )
-
-    async def _carry_out(self, wish: Mapping[str, Any]) -> str | None:
-        event_id = wish["event_id"]
-        waiting = await self._held.find(event_id)
-        if waiting is None:
-            return "neither held nor parked any more"
-        key = waiting["held_key"]
-        if key not in self._held.keys or self._held.keys[key].going:
-            return None
-        self._held.look_now(key)
-        if wish["what"] == operations.Wish.DISCARD:
-            await self._marks.discard(event_id)
-            return "discarded"
-        await self._marks.release(event_id)
-        self._publisher.forgive(waiting.get("routing_key"))
-        return "released"
 
     async def _save_idle(self, position: Position) -> None:
         if self._window.is_empty and monotonic() - self._idle_saved_at > IDLE_SAVE_SECONDS:
@@ -440,6 +383,8 @@ class Term:
         try:
             await work
         except Exception as trouble:  # noqa: BLE001 - run() decides what passes by itself
+            if self._over.requested:
+                logger.warning("relay.trouble_at_the_end", reason=str(trouble))
             self._end(trouble)
 
     def _end(self, trouble: Exception | None) -> None:

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test lint format check-locks
+.PHONY: help setup demo up test bench lint format check-locks
 
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -24,6 +24,9 @@ up: setup ## the same system without the acts, until Ctrl-C
 
 test: setup ## every test, on real servers
 	.venv/bin/pytest
+
+bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)
+	.venv/bin/python -m benchmarks
 
 lint: .venv/.packages ## style, types, and the arrows between packages
 	.venv/bin/ruff check

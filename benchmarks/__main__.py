@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import partial
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +50,11 @@ def benchmark(
     LOCAL.mkdir(parents=True, exist_ok=True)
     if not last:
         plan = QUICK if quick else LONG if os.environ.get("LONG") else USUAL
-        say = partial(said.print, style="dim", highlight=False)
+        began = time.monotonic()
+
+        def say(step: str) -> None:
+            said.print(f"{time.monotonic() - began:5.0f} s  {step}", style="dim", highlight=False)
+
         bring_equipment(say)
         folder = Path(tempfile.mkdtemp(dir=LOCAL, prefix="run-"))
         try:

@@ -479,7 +479,7 @@ def fetch_and_crash(deliveries: Deliveries, count: int) -> None:
     """As a worker that dies before it could do anything with what it had fetched."""
     with deliveries.channel() as channel:
         channel.basic_qos(prefetch_count=count)
-        fetched = channel.consume("deliveries.slack", inactivity_timeout=10)
+        fetched = channel.consume("deliveries.slack", inactivity_timeout=30)
         for _ in range(count):
             method, _, _ = next(fetched)
             assert method is not None

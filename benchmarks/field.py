@@ -28,7 +28,7 @@ SEED_BATCH = 10_000
 #: The servers go on working after a measurement: they delete, flush and compact. The next one
 #: starts when both together use less than this share of a core, or after the deadline.
 QUIET_SHARE = 0.06
-QUIET_DEADLINE_SECONDS = 8.0
+QUIET_DEADLINE_SECONDS = 4.0
 
 Seen = TypeVar("Seen")
 

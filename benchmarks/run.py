@@ -65,7 +65,7 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
             few=plan.growth_few,
             many=plan.growth_many,
             count=plan.growth_count,
-            rounds=plan.rounds,
+            rounds=plan.growth_rounds,
         )
     say("the whole way: service, relay, worker, Slack")
     whole_way = measure_whole_way(

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from bson import Binary, ObjectId
+from bson import Binary, DatetimeMS, ObjectId
 
 from outbox.errors import (
     UNFIT_ID,
@@ -32,6 +32,15 @@ SHORT_STRING_LIMIT_BYTES = 255
 
 #: Headers travel with every message; they carry a trace, not a payload.
 HEADERS_LIMIT_BYTES = 8 * 1024
+
+#: RabbitMQ's sender-selected distribution: https://www.rabbitmq.com/docs/sender-selected
+ROUTING_HEADERS = frozenset({"CC", "BCC"})
+
+#: AMQP's timestamp counts seconds from 1970 and has no sign.
+FIRST_TIMESTAMP_YEAR = 1970
+
+UUID_SUBTYPES = frozenset({3, 4})
+UUID_BYTES = 16
 
 CLOUDEVENTS_CONTENT_TYPE = "application/cloudevents+json"
 
@@ -98,14 +107,15 @@ def read_event(document: Mapping[str, Any]) -> Event:
     """
     The event in a document of any writer.
 
-    Raises UnfitEvent, naming the first field that does not fit.
+    Raises UnfitEvent, naming the first field that does not fit, and UnicodeEncodeError where text
+    that goes on the wire or back into MongoDB was no UTF-8.
     """
     document_id = document.get("_id")
     message_id = _message_id(document_id)
     key = _optional(document, "key", str)
-    created_at = _optional(document, "created_at", datetime)
+    if key is not None:
+        key.encode()
     must_route = _optional(document, "must_route", bool)
-    content_type = _optional(document, "content_type", str)
     return Event(
         id=document_id,
         message_id=message_id,
@@ -115,9 +125,9 @@ def read_event(document: Mapping[str, Any]) -> Event:
         routing_key=_short_text(document, "routing_key"),
         must_route=True if must_route is None else must_route,
         body=_body(document),
-        content_type=CLOUDEVENTS_CONTENT_TYPE if content_type is None else content_type,
+        content_type=_content_type(document),
         headers=_headers(document),
-        created_at=created_at,
+        created_at=_created_at(document),
     )
 
 
@@ -128,7 +138,9 @@ def key_of(document: Mapping[str, Any]) -> str:
 
 
 def _message_id(document_id: Any) -> str:
-    if isinstance(document_id, Binary) and document_id.subtype in {3, 4}:
+    if isinstance(document_id, Binary) and document_id.subtype in UUID_SUBTYPES:
+        if len(document_id) != UUID_BYTES:
+            raise UnfitEvent(UNFIT_ID, f"_id is a UUID of {len(document_id)} bytes")
         document_id = UUID(bytes=bytes(document_id))
     if not isinstance(document_id, str | ObjectId | UUID) or not str(document_id):
         kind = type(document_id).__name__
@@ -161,6 +173,25 @@ def _optional(document: Mapping[str, Any], name: str, kind: type) -> Any:
     raise UnfitEvent(UNFIT_TYPE, f"{name} is {type(value).__name__}; it must be {kind.__name__}")
 
 
+def _content_type(document: Mapping[str, Any]) -> str:
+    content_type: str | None = _optional(document, "content_type", str)
+    if content_type is None:
+        return CLOUDEVENTS_CONTENT_TYPE
+    _check_length("content_type", content_type)
+    return content_type
+
+
+def _created_at(document: Mapping[str, Any]) -> datetime | None:
+    """None for a date that AMQP's timestamp cannot hold, such as another language's zero time."""
+    created_at = document.get("created_at")
+    if isinstance(created_at, DatetimeMS):
+        return None
+    created_at = _optional(document, "created_at", datetime)
+    if created_at is not None and created_at.year < FIRST_TIMESTAMP_YEAR:
+        return None
+    return created_at  # type: ignore[no-any-return]  # checked above
+
+
 def _body(document: Mapping[str, Any]) -> bytes:
     payload = document.get("payload")
     if payload is None:
@@ -191,6 +222,9 @@ def _headers(document: Mapping[str, Any]) -> dict[str, str]:
             kind = type(value).__name__
             raise UnfitEvent(UNFIT_TYPE, f"header {name!r} is {kind}; it must be a string")
         _check_length(f"the name of header {name!r}", name)
+        if name in ROUTING_HEADERS:
+            detail = f"header {name!r} would send copies elsewhere; routing_key says where it goes"
+            raise UnfitEvent(UNFIT_TYPE, detail)
         size_bytes += len(name.encode()) + len(value.encode())
     if size_bytes > HEADERS_LIMIT_BYTES:
         detail = f"headers are {size_bytes} bytes; at most {HEADERS_LIMIT_BYTES}"

@@ -21,7 +21,7 @@ from relay.operations import NothingToDo, Operator, Wish
 from relay.relay import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
 from runtime.logs import set_up_logs
-from runtime.mongo import Database, UnsuitableServer, check_server, open_client
+from runtime.mongo import Database, DatabaseError, UnsuitableServer, check_server, open_client
 from runtime.rabbit import BrokerRefused
 from runtime.settings import load_settings
 from runtime.shutdown import Stop
@@ -72,7 +72,7 @@ def run() -> None:
     try:
         asyncio.run(live())
     except (UnsuitableServer, BrokerRefused) as refusal:
-        sys.exit(f"relay does not start: {refusal}")
+        sys.exit(f"relay: {refusal}")
 
 
 @position.command()
@@ -169,7 +169,7 @@ def with_database(work: Callable[[Database, OutboxSettings], Awaitable[Result]])
         return asyncio.run(connected())
     except NothingToDo as nothing:
         sys.exit(str(nothing))
-    except (UnsuitableServer, PyMongoError) as error:
+    except (DatabaseError, PyMongoError) as error:
         sys.exit(f"MongoDB: {str(error).partition(', Timeout:')[0]}")
 
 

@@ -6,7 +6,7 @@ started at T, brings everything after. So there is no gap, whoever writes meanwh
 first start and whenever the position is lost; it publishes what is pending, and only that.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from bson import Timestamp
 from pymongo.errors import OperationFailure
@@ -25,7 +25,7 @@ class SnapshotExpired(Exception):
 
 async def read_pending(
     database: Database, collection: str
-) -> AsyncIterator[tuple[Sequence[Document], Timestamp]]:
+) -> AsyncGenerator[tuple[Sequence[Document], Timestamp]]:
     """
     Batches of pending documents, those of one key in order, and the snapshot's time.
 

@@ -16,6 +16,10 @@ from runtime.mongo import ANY_WRITER, Database
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
 
+#: Somebody else may write these states into a document; only a leader gives it a place.
+NUMBER = {"$type": "number"}
+HELD_BY_US = {"held_key": {"$type": "string"}, "ordinal": NUMBER}
+
 #: How often to look whether a person has decided about a parked event; doubles up to a minute.
 FIRST_LOOK_SECONDS = 1.0
 LOOK_CAP_SECONDS = 60.0
@@ -27,12 +31,14 @@ class HeldKey:
     routing_key: of its first event; None when not known yet.
     going: its first event is on its way to the broker.
     looks: how often its first event was found parked.
+    noted: how many of its events were held in this term.
     """
 
     routing_key: str | None
     due_at: float = 0.0
     going: bool = False
     looks: int = 0
+    noted: int = 0
 
 
 class HeldKeys:
@@ -40,21 +46,29 @@ class HeldKeys:
         self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
         self.keys: dict[str, HeldKey] = {}
 
-    async def load(self) -> None:
-        """What earlier leaders held; each key is tried as soon as this one is ready."""
+    async def load(self) -> int:
+        """
+        What earlier leaders held; each key is tried as soon as this one is ready.
+
+        The highest ordinal among them: what is held from now on stands behind it.
+        """
         pipeline: Sequence[dict[str, Any]] = [
-            {"$match": {"state": {"$in": WAITING_STATES}}},
-            {"$group": {"_id": "$held_key"}},
+            {"$match": {**HELD_BY_US, "state": {"$in": WAITING_STATES}}},
+            {"$group": {"_id": "$held_key", "highest": {"$max": "$ordinal"}}},
         ]
+        highest = 0
         async for group in self._outbox.aggregate(pipeline):
             self.keys[group["_id"]] = HeldKey(routing_key=None)
+            highest = max(highest, group["highest"])
+        return highest
 
     def note_settled(self, entries: Iterable[Entry]) -> None:
         """Take note of what is about to be written."""
         for entry in entries:
-            if entry.fate in {Fate.HELD, Fate.PARKED} and entry.key not in self.keys:
+            if entry.fate in {Fate.HELD, Fate.PARKED}:
                 routing_key = entry.event.routing_key if entry.event else None
-                self.keys[entry.key] = HeldKey(routing_key)
+                held = self.keys.setdefault(entry.key, HeldKey(routing_key))
+                held.noted += 1
 
     def note_written(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -77,14 +91,16 @@ class HeldKeys:
     async def first_of(self, key: str) -> dict[str, Any] | None:
         """The event of this key whose turn it is, or None when none is left."""
         document: dict[str, Any] | None = await self._outbox.find_one(
-            {"held_key": key, "state": {"$in": WAITING_STATES}}, sort=[("ordinal", 1)]
+            {"held_key": key, "ordinal": NUMBER, "state": {"$in": WAITING_STATES}},
+            sort=[("ordinal", 1)],
         )
         return document
 
     async def find(self, event_id: Any) -> dict[str, Any] | None:
         """`held_key` and `routing_key` of an event that waits; None when it does not."""
         document: dict[str, Any] | None = await self._outbox.find_one(
-            {"_id": event_id, "state": {"$in": WAITING_STATES}}, {"held_key": 1, "routing_key": 1}
+            {"_id": event_id, **HELD_BY_US, "state": {"$in": WAITING_STATES}},
+            {"held_key": 1, "routing_key": 1},
         )
         return document
 

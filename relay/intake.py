@@ -7,11 +7,14 @@ bad document must not stop the stream.
 
 from typing import Any
 
+import bson
+from bson.errors import BSONError
+
 from outbox.errors import UnfitEvent
 from outbox.event import key_of, read_event
 from relay.checkpoint import Position
 from relay.settling import Entry
-from runtime.mongo import Document
+from runtime.mongo import ANY_WRITER, Document
 
 UNDECODABLE = "undecodable: the document holds text that is not UTF-8"
 
@@ -24,12 +27,18 @@ def entry_of(document: Document, *, ordinal: int, position: Position | None) -> 
         return _unfit(document, ordinal, position, str(unfit))
     except UnicodeEncodeError:
         return _unfit(document, ordinal, position, UNDECODABLE)
+    except ValueError as error:
+        return _unfit(document, ordinal, position, f"unreadable: {error}")
     return Entry(event.id, event.key, ordinal, event, position)
 
 
 def is_addressable(document_id: Any) -> bool:
-    """Whether a query can name this document: an _id that is no UTF-8 cannot be written back."""
-    return not isinstance(document_id, str) or _readable(document_id) == document_id
+    """Whether a query can name this document: text that is no UTF-8 cannot be written back."""
+    try:
+        bson.encode({"_id": document_id}, codec_options=ANY_WRITER)
+    except (ValueError, BSONError):
+        return False
+    return True
 
 
 def _unfit(document: Document, ordinal: int, position: Position | None, reason: str) -> Entry:

@@ -22,8 +22,8 @@ from relay.settings import RelaySettings
 from runtime.rabbit import Connection, ResourceLocked, connect
 from runtime.shutdown import Stop
 
-#: How soon a standby notices that the lock is free.
-STANDBY_POLL_SECONDS = 0.25
+#: How soon a standby notices that the lock is free; each try is an error in the broker's log.
+STANDBY_POLL_SECONDS = 0.75
 
 
 class Stopped(Exception):

@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pymongo import UpdateMany, UpdateOne
+from pymongo.errors import OperationFailure
 
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.intake import is_addressable
 from relay.settling import Entry, Fate
-from runtime.mongo import ANY_WRITER, Database
+from runtime.mongo import ANY_WRITER, Database, named
 
 SETTLED_STATES = [
     state.value for state in (State.PUBLISHED, State.HELD, State.PARKED, State.DISCARDED)
@@ -31,6 +32,8 @@ class Marks:
         """
         Write down the fate of each entry; may be repeated after an error.
 
+        Raises UnsuitableServer where the right to update the outbox is missing.
+
         pause_seconds: how long nothing goes to a routing key; a held event is not tried before.
         """
         now = datetime.now(UTC)
@@ -43,8 +46,12 @@ class Marks:
             for entry in entries
             if entry.fate in {Fate.HELD, Fate.PARKED} and is_addressable(entry.id)
         ]
-        if writes:
+        if not writes:
+            return
+        try:
             await self._outbox.bulk_write(writes, ordered=False)
+        except OperationFailure as error:
+            raise named(error) from error
 
     async def settled_among(self, ids: Sequence[Any]) -> set[Any]:
         """Which of these an earlier leader has settled already."""
@@ -56,17 +63,20 @@ class Marks:
     async def park(self, event_id: Any, reason: str) -> None:
         await self._set(event_id, {"state": State.PARKED.value, "reason": reason})
 
-    async def release(self, event_id: Any) -> None:
-        """A parked event is tried again like a held one."""
-        await self._set(event_id, {"state": State.HELD.value})
+    async def release(self, event_id: Any) -> bool:
+        """A parked event is tried again like a held one; false where a newer epoch has it."""
+        return await self._set(event_id, {"state": State.HELD.value})
 
-    async def discard(self, event_id: Any) -> None:
-        """It is given up; final, and kept."""
-        await self._set(event_id, {"state": State.DISCARDED.value})
+    async def discard(self, event_id: Any) -> bool:
+        """It is given up; final, and kept. False where a newer epoch has it."""
+        return await self._set(event_id, {"state": State.DISCARDED.value})
 
-    async def _set(self, event_id: Any, fields: dict[str, Any]) -> None:
+    async def _set(self, event_id: Any, fields: dict[str, Any]) -> bool:
         written = {**fields, "settled_at": datetime.now(UTC), "relay_epoch": self._epoch}
-        await self._outbox.update_one({"_id": event_id, **self._not_newer()}, {"$set": written})
+        result = await self._outbox.update_one(
+            {"_id": event_id, **self._not_newer()}, {"$set": written}
+        )
+        return bool(result.matched_count)
 
     def _mark_published(self, ids: list[Any], now: datetime) -> UpdateMany:
         fields = {

@@ -10,13 +10,14 @@ next epoch, so a leader that runs notices, and begins anew with a hand-over.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
-from bson import ObjectId
+from bson import Binary, ObjectId
 from bson.errors import InvalidId
 
 from outbox.state import State
@@ -94,7 +95,7 @@ async def ask(
     if missing:
         raise NothingToDo(f"neither held nor parked: {', '.join(missing)}; nothing was changed")
     wishes = [_operation(group, wish.value, operator, event_id=event_id) for event_id in found]
-    await database[OPERATIONS].insert_many(wishes)
+    await _operations(database).insert_many(wishes)
     return [operation["_id"] for operation in wishes]
 
 
@@ -131,7 +132,7 @@ async def reset_position(database: Database, group: str, operator: Operator) -> 
 
 async def open_wishes(database: Database, group: str) -> list[dict[str, Any]]:
     """What the leader has yet to carry out, in the order in which it was asked for."""
-    cursor = database[OPERATIONS].find(
+    cursor = _operations(database).find(
         {"group": group, "carried_out_at": None}, sort=[("asked_at", 1)]
     )
     wishes: list[dict[str, Any]] = await cursor.to_list(None)
@@ -147,8 +148,13 @@ async def note_carried_out(database: Database, wish_id: str, result: str) -> Non
 
 async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, str | None]:
     """Event id -> what came of the wish; None while it waits for a leader."""
-    cursor = database[OPERATIONS].find({"_id": {"$in": list(wish_ids)}})
+    cursor = _operations(database).find({"_id": {"$in": list(wish_ids)}})
     return {str(wish["event_id"]): wish["result"] async for wish in cursor}
+
+
+def _operations(database: Database) -> Any:
+    # ids of events stand in these documents as their writers made them
+    return database.get_collection(OPERATIONS, codec_options=ANY_WRITER)
 
 
 def _operation(group: str, what: str, operator: Operator, *, event_id: Any) -> dict[str, Any]:
@@ -168,9 +174,8 @@ def _operation(group: str, what: str, operator: Operator, *, event_id: Any) -> d
 def _readings(event_id: str) -> list[Any]:
     """What a person may have meant: ids are strings, ObjectIds or UUIDs."""
     readings: list[Any] = [event_id]
-    for read in (ObjectId, UUID):
-        try:
-            readings.append(read(event_id))
-        except (ValueError, InvalidId):
-            continue
+    with suppress(InvalidId):
+        readings.append(ObjectId(event_id))
+    with suppress(ValueError):
+        readings.append(Binary.from_uuid(UUID(event_id)))
     return readings

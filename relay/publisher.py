@@ -7,8 +7,9 @@ from time import monotonic
 
 from loguru import logger
 
+from outbox.event import Event
 from relay.settling import PAUSED, Entry, Fate, Window
-from runtime.rabbit import BrokerGone, Channel
+from runtime.rabbit import BrokerGone, Channel, Unpublishable
 
 #: A broker that owes a confirm for so long, and has not said that it is blocked, is given up.
 CONFIRM_DEADLINE_SECONDS = 30.0
@@ -84,6 +85,21 @@ class Publisher:
             return
         if not self._window.in_flight_count:
             self._last_progress = monotonic()
+        try:
+            self._publish(event)
+        except Unpublishable as reason:
+            self._window.park(entry, str(reason))
+            logger.error(
+                "event.parked", event_id=event.message_id, key=event.key, reason=str(reason)
+            )
+            self._wake()
+            return
+        self._window.sent(entry)
+        if self._suspects and (suspect := self._suspects.get(event.routing_key)):
+            suspect.out += 1
+            entry.probe = True
+
+    def _publish(self, event: Event) -> None:
         self._channel.publish(
             exchange=self._exchange,
             routing_key=event.routing_key,
@@ -95,17 +111,16 @@ class Publisher:
             timestamp=event.created_at,
             must_route=event.must_route,
         )
-        self._window.sent(entry)
-        if self._suspects and (suspect := self._suspects.get(event.routing_key)):
-            suspect.out += 1
 
     def note_settled(self, entries: Iterable[Entry]) -> None:
         """Trust a suspect routing key with more as it takes what it is given."""
         if not self._suspects:
             return
         for entry in entries:
-            suspect = entry.event and self._suspects.get(entry.event.routing_key)
-            if not suspect or not entry.event or entry.reason == PAUSED:
+            if not entry.probe or entry.event is None:
+                continue
+            suspect = self._suspects.get(entry.event.routing_key)
+            if suspect is None:
                 continue
             suspect.out = max(0, suspect.out - 1)
             if entry.fate is Fate.PUBLISHED:

@@ -9,8 +9,8 @@ The relay's life, from the lock to the last saved position.
 """
 
 import asyncio
-from collections.abc import Coroutine, Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -19,6 +19,7 @@ from loguru import logger
 from pymongo.errors import PyMongoError
 
 from outbox.collection import INDEXES
+from outbox.state import PENDING_STATES
 from relay import operations
 from relay.checkpoint import Checkpoint, Deposed, Position
 from relay.handover import SnapshotExpired, read_pending
@@ -151,7 +152,7 @@ class Term:
         self._publisher = Publisher(
             channel, settings.events_exchange, self._window, self._decided.set
         )
-        self._next_ordinal = checkpoint.settled + 1
+        self._next_ordinal = 0
         self._unknown_in_a_row = 0
         self._idle_saved_at = monotonic()
 
@@ -181,7 +182,9 @@ class Term:
 
     async def _relay(self) -> None:
         await self._publisher.open()
-        await self._held.load()
+        highest_held = await self._held.load()
+        # marks are written before the count: a crash in between must not number two events alike
+        self._next_ordinal = max(self._checkpoint.settled, highest_held) + 1
         self._window.held_keys.update(self._held.keys)
         while self._goes_on:
             if self._checkpoint.handover_reason is not None:
@@ -206,7 +209,7 @@ class Term:
                     await self._save_idle(arrived.position)
         except PositionLost as lost:
             logger.error("position.lost", reason=str(lost))
-            await self._until_empty()
+            await self._until_empty(self._is_to_go_on)
             await self._checkpoint.begin_handover(str(lost))
         finally:
             await asyncio.gather(reading, return_exceptions=True)
@@ -214,6 +217,9 @@ class Term:
 
     async def _publish_changes(self, changes: Sequence[Change]) -> None:
         entries = [self._entry(change.document, change.position) for change in changes]
+        for entry, change in zip(entries, changes, strict=True):
+            if change.document.get("state") not in PENDING_STATES:
+                entry.fate = Fate.KNOWN  # its writer says that it is not to be published
         if self._unknown_in_a_row < self._settings.relay_window_messages:
             await self._skip_known(entries)
         for entry in entries:
@@ -254,17 +260,18 @@ class Term:
         logger.warning("handover.began", reason=reason)
         published = 0
         try:
-            async for documents, snapshot_time in read_pending(self._database, self._collection):
-                position = Position(None, snapshot_time)
-                for document in documents:
-                    if not await self._admit(self._entry(document, None)):
-                        return
-                    published += 1
+            async with aclosing(read_pending(self._database, self._collection)) as pending:
+                async for documents, snapshot_time in pending:
+                    position = Position(None, snapshot_time)
+                    for document in documents:
+                        if not await self._admit(self._entry(document, None)):
+                            return
+                        published += 1
         except SnapshotExpired as expired:
             logger.warning("handover.begins_anew", reason=str(expired), published=published)
-            await self._until_empty()
+            await self._until_empty(self._is_to_go_on)
             return
-        await self._until_empty()
+        await self._until_empty(self._is_to_go_on)
         if self._goes_on:
             await self._checkpoint.end_handover(position, PIPELINE)
             logger.warning("handover.ended", reason=reason, published=published)
@@ -343,7 +350,7 @@ class Term:
             marks=self._marks,
         )
         while self._goes_on:
-            await release.run_once()
+            await release.run_once(self._is_to_go_on)
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
                 raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")
@@ -355,16 +362,19 @@ class Term:
                 await self._checkpoint.save(settled=self._checkpoint.settled, position=position)
             self._idle_saved_at = monotonic()
 
-    async def _until_empty(self) -> None:
-        """Wait until everything that was read is settled and saved, or the term is over."""
-        while not self._window.is_empty and not self._over.requested:
+    async def _until_empty(self, goes_on: Callable[[], bool]) -> None:
+        """Wait until everything that was read is settled and saved, or there is no going on."""
+        while not self._window.is_empty and goes_on():
             self._room.clear()
             await self._room.wait()
 
     async def _drain(self) -> None:
         """Wait for the confirms that are out, and for their marks and position."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._until_empty(), self._settings.relay_drain_seconds)
+            await asyncio.wait_for(
+                self._until_empty(lambda: not self._over.requested),
+                self._settings.relay_drain_seconds,
+            )
 
     async def _wake_on_stop(self) -> None:
         """A stop must not wait for room in the window of a blocked broker."""
@@ -377,6 +387,9 @@ class Term:
     @property
     def _goes_on(self) -> bool:
         return not self._over.requested and not self._stop.requested
+
+    def _is_to_go_on(self) -> bool:
+        return self._goes_on
 
     async def _unless_trouble(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task of the term; whatever ends it early ends the term, never it alone."""

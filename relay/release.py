@@ -1,6 +1,6 @@
 """Letting held events go: when their routing key may, or when an operator asks for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -40,9 +40,11 @@ class Release:
         self._marks = marks
         self._wishes_due_at = monotonic()
 
-    async def run_once(self) -> None:
+    async def run_once(self, goes_on: Callable[[], bool]) -> None:
         """Try the first event of each key that may go, and do what operators asked for."""
         for key in self._held.due(self._publisher.may_go):
+            if not goes_on() or not self._window.may_send:
+                return
             await self._let_go(key)
         if monotonic() >= self._wishes_due_at:
             self._wishes_due_at = monotonic() + WISH_POLL_SECONDS
@@ -51,9 +53,12 @@ class Release:
     async def _let_go(self, key: str) -> None:
         if self._window.has_unwritten(key):
             return
+        held = self._held.keys[key]
+        noted = held.noted
         document = await self._held.first_of(key)
         if document is None:
-            if self._window.free(key):
+            # more of it may have been held, and written, while MongoDB was asked
+            if held.noted == noted and self._window.free(key):
                 del self._held.keys[key]
             return
         if document["state"] == State.PARKED:
@@ -61,7 +66,7 @@ class Release:
             return
         try:
             event = read_event(document)
-        except (UnfitEvent, UnicodeEncodeError) as unfit:
+        except (UnfitEvent, ValueError) as unfit:
             # a parked one that was released, or one that somebody has changed: a person has to look
             await self._marks.park(document["_id"], str(unfit))
             logger.error("event.parked", event_id=str(document["_id"]), key=key, reason=str(unfit))
@@ -99,8 +104,6 @@ class Release:
             return None
         self._held.look_now(key)
         if wish["what"] == operations.Wish.DISCARD:
-            await self._marks.discard(event_id)
-            return "discarded"
-        await self._marks.release(event_id)
+            return "discarded" if await self._marks.discard(event_id) else None
         self._publisher.forgive(waiting.get("routing_key"))
-        return "released"
+        return "released" if await self._marks.release(event_id) else None

@@ -48,6 +48,7 @@ class Entry:
     position: where the stream stands behind it; None for what did not come from the stream.
     event: None when the document does not fit the contract; `reason` then says why.
     in_order: counts for the position; a held event that is let go does not.
+    probe: was sent while its routing key was under suspicion.
     """
 
     id: Any
@@ -56,6 +57,7 @@ class Entry:
     event: Event | None
     position: Position | None = None
     in_order: bool = True
+    probe: bool = False
     fate: Fate | None = None
     reason: str = ""
 
@@ -99,6 +101,11 @@ class Window:
         )
 
     @property
+    def may_send(self) -> bool:
+        """Whether what is let go from MongoDB may go out beside what is in order."""
+        return len(self._in_flight) < self.messages_limit
+
+    @property
     def is_empty(self) -> bool:
         return not (self._open or self._unsaved or self._in_flight or self._loose)
 
@@ -136,6 +143,14 @@ class Window:
     def hold(self, entry: Entry, reason: str) -> None:
         """The entry cannot go now: it and what waits behind it go to MongoDB instead."""
         entry.fate, entry.reason = Fate.HELD, reason
+        if entry.in_order:
+            self._hold_back(entry)
+        else:
+            self._loose.append(entry)
+
+    def park(self, entry: Entry, reason: str) -> None:
+        """The entry can never go, as its sending has shown; what waits behind it is held."""
+        entry.fate, entry.reason = Fate.PARKED, reason
         if entry.in_order:
             self._hold_back(entry)
         else:

@@ -69,9 +69,12 @@ class OutboxStream:
         self._collection = collection
         self._position = position
         self._cursor: BatchCursor | None = None
+        self._lost: str | None = None
 
     async def read(self, stop: Stop) -> Reading:
         """What has arrived, at once, or nothing after half a second."""
+        if self._lost is not None:
+            raise PositionLost(self._lost)
         delays = growing_delays()
         while True:
             try:
@@ -101,12 +104,17 @@ class OutboxStream:
         changes = []
         for change in batch.documents:
             if change["operationType"] == "invalidate":
-                raise PositionLost("the outbox was dropped or renamed")
+                self._lost = "the outbox was dropped or renamed"
+                break
             changes.append(
                 Change(change["fullDocument"], Position(change["_id"], change["clusterTime"]))
             )
-        if batch.exhausted:
-            raise PositionLost("the change stream ended")
+        if batch.exhausted and self._lost is None:
+            self._lost = "the change stream ended"
+        if self._lost is not None:
+            if not changes:
+                raise PositionLost(self._lost)
+            return Reading(changes, changes[-1].position)
         position = changes[-1].position if changes else None
         if batch.resume_token is not None:
             scanned = cluster_time_of(batch.resume_token)

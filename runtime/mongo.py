@@ -9,6 +9,7 @@ own asyncio interface is to change this file.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -53,7 +54,8 @@ ABORT_SECONDS = 0.25
 #: For documents of unknown writers: a date beyond Python's years stays a number, and bytes that
 #: are no UTF-8 become lone surrogates, which whoever encodes the text again will notice.
 ANY_WRITER: CodecOptions[dict[str, Any]] = CodecOptions(
-    uuid_representation=UuidRepresentation.STANDARD,
+    # a UUID stays binary: one of the wrong length would make a whole batch undecodable
+    uuid_representation=UuidRepresentation.UNSPECIFIED,
     tz_aware=True,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
     unicode_decode_error_handler="surrogateescape",
@@ -184,9 +186,9 @@ async def in_transaction(
             with pymongo.timeout(deadline_seconds):
                 return await _until_committed(session, write, monotonic() + deadline_seconds)
         finally:
-            # the deadline may be over, but one left open would block what it wrote for a minute
-            with pymongo.timeout(ABORT_SECONDS):
-                await _abort(session)
+            # One left open would block what it wrote for a minute. The caller's deadlines may be
+            # over, and nested ones never last longer: hence a context without any.
+            await asyncio.create_task(_abort_in_time(session), context=Context())
 
 
 async def _until_committed(
@@ -213,6 +215,11 @@ async def _until_committed(
 async def _abort(session: Session) -> None:
     if session.in_transaction:  # type: ignore[truthy-function]  # motor's stub lost a @property
         await session.abort_transaction()
+
+
+async def _abort_in_time(session: Session) -> None:
+    with pymongo.timeout(ABORT_SECONDS):
+        await _abort(session)
 
 
 async def _commit(session: Session) -> None:
@@ -289,8 +296,7 @@ class BatchCursor:
                 command = {"killCursors": self._collection, "cursors": [self._cursor_id]}
                 await self._database.command(command, session=self._session)
         except PyMongoError:
-            # away or gone already: the server ends idle cursors by itself
-            self._cursor_id = 0
+            pass  # away or gone already: the server ends idle cursors by itself
         finally:
             await self._session.end_session()
 

@@ -4,6 +4,7 @@ RabbitMQ over asyncio; the only file that imports pika.
     BrokerError
     ├── BrokerGone       the connection is lost or cannot be made; try again later
     ├── BrokerRefused    wrong user, password, virtual host or right; says the cure
+    ├── Unpublishable    this message cannot be written as AMQP, ever
     └── ChannelClosed    the broker closed the channel, with AMQP's code and words
         └── ResourceLocked   405: another connection holds the exclusive queue
 
@@ -20,6 +21,7 @@ from typing import Any
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import (
+    AMQPChannelError,
     AMQPConnectionError,
     AMQPError,
     ChannelClosedByBroker,
@@ -51,6 +53,10 @@ class BrokerGone(BrokerError):
 
 class BrokerRefused(BrokerError):
     """The broker knows us and says no; trying again will not help until somebody acts."""
+
+
+class Unpublishable(BrokerError):
+    """AMQP cannot carry this message; nothing was sent, and the channel is as it was."""
 
 
 class ChannelClosed(BrokerError):
@@ -228,8 +234,11 @@ class Channel:
         )
         try:
             self._raw.basic_publish(exchange, routing_key, body, properties, mandatory=must_route)
-        except AMQPError as error:
+        except (AMQPConnectionError, AMQPChannelError) as error:
             raise BrokerGone(_words(error)) from error
+        except Exception as error:
+            # pika encodes the whole message before it sends a byte
+            raise Unpublishable(f"{error.__class__.__name__}: {error}") from error
 
     async def consume(
         self,

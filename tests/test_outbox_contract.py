@@ -43,6 +43,9 @@ ANY_VALUE = st.one_of(
 
 
 @example({"headers": datetime(2026, 1, 1, tzinfo=UTC)})
+@example({"headers": None})
+@example({"headers": {"CC": "r.b"}})
+@example({"content_type": "x" * 256})
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys([*SCHEMA["properties"]], ANY_VALUE)))
 def test_the_schema_and_the_relay_agree_on_what_fits(fields: dict[str, Any]) -> None:
     document = {**MINIMAL, **fields, "state": "pending"}

@@ -15,7 +15,7 @@ from bson.raw_bson import RawBSONDocument
 
 from sandbox.mongodb import LocalMongo, MongoServer
 from sandbox.ports import LOOPBACK, free_ports, port_answers
-from sandbox.rabbitmq import RabbitServer
+from sandbox.rabbitmq import LocalRabbit, RabbitServer
 from sandbox.server_process import ServerProcess
 from tests.helpers import OurProcess, wait_until
 from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
@@ -484,3 +484,45 @@ def test_a_mongodb_without_a_replica_set_is_named_with_the_cure(
         assert "start it with --replSet" in relay.output()
     finally:
         alone.kill()
+
+
+def test_an_event_held_before_a_crash_stays_in_front_of_one_held_after_it(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    """Marks are written before the count of settled events: here the count is lost in between."""
+    relay = start_relay()
+    world.append(10)
+    (first,) = world.append(key="stuck", routing_key="nowhere.yet")
+    world.wait_state(first, "held")
+    relay.kill()
+    world.database["checkpoints"].update_one({}, {"$set": {"settled": 0}})
+    (second,) = world.append(key="stuck")
+    start_relay()
+    world.wait_state(second, "held")
+    with world.channel() as channel:
+        channel.queue_bind(QUEUE, EXCHANGE, "nowhere.yet")
+    world.wait_all_published()
+    order = [arrival.message_id for arrival in world.drain()]
+    assert order.index(first) < order.index(second)
+
+
+def test_sigterm_in_a_handover_to_a_blocked_broker_exits_0_in_time(
+    mongodb_url: str,
+    database_name: str,
+    own_rabbit_server: RabbitServer,
+    run_process: Callable[..., OurProcess],
+) -> None:
+    assert isinstance(own_rabbit_server, LocalRabbit), "this test needs a broker of its own"
+    world = OutboxWorld(mongodb_url, database_name, own_rabbit_server.url)
+    pending = world.append(3000)
+    own_rabbit_server.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.000001)")
+    settings = {"RELAY_DRAIN_SECONDS": "2"}
+    relay = run_process("relay", "run", environment=world.environment | settings)
+    relay.wait_log("handover.began")
+    relay.signal(signal.SIGTERM)
+    assert relay.wait_exit(15) == 0
+    own_rabbit_server.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4)")
+    run_process("relay", "run", environment=world.environment)
+    world.wait_all_published()
+    assert {arrival.message_id for arrival in world.drain()} == set(pending)
+    world.close()

@@ -1,0 +1,53 @@
+"""Transactions: the caller's deadline holds, and what was given up blocks nobody."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pymongo
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from runtime.mongo import Database, Session, in_transaction, open_client
+
+
+@pytest.fixture
+async def database(mongodb_url: str, database_name: str) -> AsyncIterator[Database]:
+    client = open_client(mongodb_url, process="test")
+    database = client[database_name]
+    await database.create_collection("things")
+    yield database
+    client.close()
+
+
+@pytest.mark.parametrize("outer_seconds", [None, 0.5])
+async def test_a_given_up_transaction_leaves_nothing_open(
+    database: Database, mongodb_url: str, outer_seconds: float | None
+) -> None:
+    """With a deadline of its own, and with a caller's that is over already."""
+
+    async def write(session: Session) -> None:
+        await database["things"].insert_one({"_id": 1}, session=session)
+        await database["things"].find_one({"$where": "sleep(30000) || true"}, session=session)
+
+    with pytest.raises(PyMongoError), pymongo.timeout(outer_seconds):
+        await in_transaction(database.client, write, deadline_seconds=outer_seconds or 0.5)
+    with MongoClient[dict[str, Any]](mongodb_url) as client:
+        open_ones = client.admin.aggregate(
+            [
+                {"$currentOp": {"idleSessions": True}},
+                {"$match": {"transaction": {"$exists": True}}},
+            ]
+        )
+        assert list(open_ones) == []
+    await database["things"].update_one({"_id": 1}, {"$set": {"free": True}}, upsert=True)
+
+
+async def test_a_transaction_that_is_refused_leaves_nothing_behind(database: Database) -> None:
+    async def write(session: Session) -> None:
+        await database["things"].insert_one({"_id": 1}, session=session)
+        await database["things"].insert_one({"_id": 1}, session=session)
+
+    with pytest.raises(PyMongoError):
+        await in_transaction(database.client, write, deadline_seconds=2)
+    assert await database["things"].count_documents({}) == 0

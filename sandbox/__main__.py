@@ -19,6 +19,9 @@ from sandbox.stack import Stack, open_stack
 
 LOCAL = Path(".local")
 
+#: What a shell reports for a process that SIGINT ended.
+EXIT_INTERRUPTED = 130
+
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Folder = Annotated[Path, typer.Option(help="where data, logs and random secrets live")]
@@ -46,7 +49,9 @@ def servers() -> None:
 
 
 def run(folder: Path, *, acts: bool, stays: bool) -> None:
+    """Exits 0 when all that was asked for was shown, 130 when that was interrupted."""
     started = time.monotonic()
+    shown = False
     # SIGTERM stops everything in order, as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -59,11 +64,14 @@ def run(folder: Path, *, acts: bool, stays: bool) -> None:
             say(f"Everything is up after {time.monotonic() - started:.0f} s.")
             if acts:
                 play(stack, say)
+            shown = True
             if stays:
                 say(how_to_go_on(stack))
                 threading.Event().wait()
     except KeyboardInterrupt:
         say("Stopped.")
+        if not shown:
+            sys.exit(EXIT_INTERRUPTED)
     except (
         DemoFailed,
         SandboxError,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pika
@@ -23,7 +24,10 @@ from sandbox.server_process import Deadline, leash, let_go
 from sandbox.servers import Servers, open_servers
 
 READY_SECONDS = 60
-DATABASE = "assistance"
+#: Not the product's defaults: a server that is given may have the real thing on it.
+DATABASE = "assistance_demo"
+VHOST = "assistance_demo"
+
 QUEUES = ("deliveries.slack", "deliveries.email", "dead-letters")
 
 CAST = {
@@ -48,10 +52,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Stack:
-    """The running cast. `api` sends the key with each call; `third_parties` steers and shows."""
+    """
+    The running cast. `api` sends the key with each call; `third_parties` steers and shows.
+
+    epoch_before: the last relay's, before this start; 0 where there was none.
+    """
 
     folder: Path
     servers: Servers
+    epoch_before: int
     environment: dict[str, str]
     supervisor: Any
     api: httpx.Client
@@ -67,6 +76,7 @@ class Stack:
         return subprocess.run(
             [sys.executable, "-m", *arguments],
             env=self.environment,
+            cwd=self.folder,
             capture_output=True,
             text=True,
             check=False,
@@ -88,12 +98,15 @@ class Stack:
         }
 
     def _relay_leads(self) -> bool:
-        with MongoClient[dict[str, Any]](self.servers.mongo.url) as client:
-            checkpoint = client[DATABASE]["checkpoints"].find_one() or {}
-        return bool(checkpoint.get("position")) and not checkpoint.get("handover")
+        checkpoint = _checkpoint(self.servers)
+        return (
+            checkpoint.get("epoch", 0) > self.epoch_before
+            and bool(checkpoint.get("position"))
+            and not checkpoint.get("handover")
+        )
 
     def _is_consumed(self, queue: str) -> bool:
-        connection = pika.BlockingConnection(pika.URLParameters(self.servers.rabbit.url))
+        connection = pika.BlockingConnection(pika.URLParameters(self.environment["RABBITMQ_URL"]))
         try:
             declared = connection.channel().queue_declare(queue, passive=True)
             return bool(declared.method.consumer_count)
@@ -102,6 +115,11 @@ class Stack:
 
     def _is_running(self, name: str) -> bool:
         return bool(self.supervisor.getProcessInfo(name)["statename"] == "RUNNING")
+
+
+def _checkpoint(servers: Servers) -> dict[str, Any]:
+    with MongoClient[dict[str, Any]](servers.mongo.url) as client:
+        return client[DATABASE]["checkpoints"].find_one() or {}
 
 
 def _answers(client: httpx.Client, path: str) -> bool:
@@ -113,7 +131,11 @@ def _answers(client: httpx.Client, path: str) -> bool:
 
 @contextmanager
 def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
-    """Start everything, from the servers to the last worker; stop it in the opposite order."""
+    """
+    Start everything, from the servers to the last worker; stop it in the opposite order.
+
+    What runs here runs in `folder`, an absolute path: a `.env` in the checkout is not for it.
+    """
     say("Starting MongoDB and RabbitMQ ...")
     with open_servers(folder) as servers:
         kept = remembered(
@@ -124,11 +146,14 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
                 "ports": free_ports(5),
             },
         )
+        servers.rabbit.create_vhost(VHOST)
         environment = _environment(servers, kept)
+        epoch_before = _checkpoint(servers).get("epoch", 0)
         say("Declaring exchanges and queues ...")
         subprocess.run(
             [sys.executable, "-m", "consumers", "topology"],
             env=environment,
+            cwd=folder,
             stdout=subprocess.DEVNULL,
             check=True,
         )
@@ -144,7 +169,16 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
             ) as api,
             httpx.Client(base_url=f"http://{LOOPBACK}:{page_port}", trust_env=False) as parties,
         ):
-            stack = Stack(folder, servers, environment, supervisor, api, kept["api_key"], parties)
+            stack = Stack(
+                folder,
+                servers,
+                epoch_before,
+                environment,
+                supervisor,
+                api,
+                kept["api_key"],
+                parties,
+            )
             stack.wait_ready()
             yield stack
             say("Stopping ...")
@@ -156,7 +190,7 @@ def _environment(servers: Servers, kept: dict[str, Any]) -> dict[str, str]:
         **os.environ,
         "MONGODB_URL": servers.mongo.url,
         "MONGODB_DATABASE": DATABASE,
-        "RABBITMQ_URL": servers.rabbit.url,
+        "RABBITMQ_URL": urlsplit(servers.rabbit.url)._replace(path=f"/{VHOST}").geturl(),
         "API_KEYS": kept["api_key"],
         "API_PORT": str(api_port),
         "SLACK_WEBHOOK_URL": f"http://{LOOPBACK}:{slack_port}/services/T0/B0/{kept['slack_token']}",
@@ -184,6 +218,7 @@ def _supervised(folder: Path, environment: dict[str, str], ports: list[int]) -> 
             daemon = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)],
                 env=environment,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

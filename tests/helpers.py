@@ -70,6 +70,8 @@ class OurProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.arguments],
                 env=bare_environment() | dict(self.environment),
+                # a checkout may hold a `.env`, which is somebody's and not the test's
+                cwd=self.log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,7 +15,6 @@ ASSISTANCES_INDEXES: tuple[dict[str, Any], ...] = (
         "key": {"next_due_at": 1},
         "partialFilterExpression": {"next_due_at": {"$type": "date"}},
     },
-    {"name": "status_newest", "key": {"status": 1, "created_at": -1, "_id": -1}},
 )
 
 ASSISTANCES_VALIDATOR: dict[str, Any] = {

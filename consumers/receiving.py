@@ -137,8 +137,10 @@ class Receiver:
         except GivenUp:
             return  # goes back to its queue when the channel is closed
         except Exception as error:  # noqa: BLE001  # one message must not end the receiving of all
-            # not acknowledged: it comes again with the next connection
             logger.error("message.not_handled", event_id=message.message_id, error=where(error))
+            # unacknowledged it would fill the prefetch for ever; this way it comes again after a
+            # wait, and the queue's delivery limit ends it
+            await channel.close()
 
     def _put_down(self, task: asyncio.Task[None]) -> None:
         self._in_hand.discard(task)

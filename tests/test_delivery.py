@@ -1,5 +1,6 @@
 """What the workers promise, against a real broker, a real database and real third parties."""
 
+import asyncio
 import json
 import re
 import signal
@@ -10,13 +11,20 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import pika
 import pytest
+from pydantic import SecretStr
 
+from consumers.receiving import PREFETCH_RATIO, Receiver, Subscription
+from consumers.topology import declare_deliveries
+from runtime.rabbit import Channel, Message
+from runtime.settings import RabbitSettings
+from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
 from tests.conftest import RunProcess
 from tests.deliveries import RETRY_DELAYS_SECONDS, Deliveries, email_settings, slack_settings
-from tests.helpers import OurProcess, wait_until
+from tests.helpers import OurProcess, wait_until, wait_until_async
 from tests.third_parties import ThirdParties
 
 RECEIVING = "queue.receiving"
@@ -483,6 +491,55 @@ def fetch_and_crash(deliveries: Deliveries, count: int) -> None:
         for _ in range(count):
             method, _, _ = next(fetched)
             assert method is not None
+
+
+async def test_a_message_that_nobody_expected_does_not_deafen_the_worker(
+    rabbitmq_url: str, rabbit_server: RabbitServer, vhost: str
+) -> None:
+    """More of them than are fetched at once; each comes again until the queue gives it up."""
+    handled: list[bytes] = []
+    declared = asyncio.Event()
+    stop_receiving = Stop()
+
+    async def handle(message: Message, queue: Channel) -> None:
+        if message.body == b"poison":
+            raise KeyError(message.body)
+        handled.append(message.body)
+        queue.ack(message)
+
+    async def declare(channel: Channel) -> None:
+        await declare_deliveries(channel, "slack", events_exchange="events", delivery_limit=2)
+        declared.set()
+
+    subscription = Subscription(
+        name="test",
+        queue="deliveries.slack",
+        concurrency=1,
+        grace_seconds=5,
+        declare=declare,
+        handle=handle,
+    )
+    settings = RabbitSettings(rabbitmq_url=SecretStr(rabbitmq_url))
+    receiving = asyncio.create_task(Receiver(settings, subscription, stop_receiving).run())
+    await asyncio.wait_for(declared.wait(), 15)
+    poison = PREFETCH_RATIO + 1
+    await asyncio.to_thread(publish, rabbitmq_url, *[b"poison"] * poison)
+    await wait_until_async(
+        lambda: rabbit_server.queue_depth(vhost, "dead-letters") == poison,
+        "the poison is given up",
+        deadline_seconds=30,
+    )
+    await asyncio.to_thread(publish, rabbitmq_url, b"good")
+    await wait_until_async(lambda: handled == [b"good"], "what follows is handled")
+    stop_receiving.request()
+    await receiving
+
+
+def publish(rabbitmq_url: str, *bodies: bytes) -> None:
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        channel = connection.channel()
+        for body in bodies:
+            channel.basic_publish("events", "delivery_due.slack", body, mandatory=True)
 
 
 def test_a_cut_connection_costs_no_second_call(

@@ -56,7 +56,8 @@ class Letter:
 
 def read_letter(message: Message) -> Letter:
     queue = _first_death(message, "queue")
-    mark = sha256("\0".join([queue, message.message_id or "", ""]).encode() + message.body)
+    message_id = None if message.message_id is None else _text(message.message_id)
+    mark = sha256("\0".join([queue, message_id or "", ""]).encode() + message.body)
     try:
         hint, problem = read_hint(message.body), ""
     except UndecodableBody as error:
@@ -68,8 +69,8 @@ def read_letter(message: Message) -> Letter:
             "queue": queue,
             "reason": _first_death(message, "reason"),
             "exchange": _first_death(message, "exchange"),
-            "routing_key": message.routing_key,
-            "message_id": message.message_id,
+            "routing_key": _text(message.routing_key),
+            "message_id": message_id,
             "body": _shown(message.body),
             "body_bytes": len(message.body),
             "problem": problem,
@@ -94,7 +95,7 @@ class DeadLetters:
         logger.warning(
             "letter.stored",
             letter_id=letter.id,
-            event_id=message.message_id,
+            event_id=letter.fields["message_id"],
             request_id=letter.fields["request_id"],
             destination=letter.fields["destination"],
             queue=letter.fields["queue"],
@@ -127,7 +128,12 @@ class DeadLetters:
 def _first_death(message: Message, what: str) -> str:
     """https://www.rabbitmq.com/docs/dlx#effects ; `unknown` when the broker does not say."""
     value = message.headers.get(f"x-first-death-{what}")
-    return value if isinstance(value, str) else "unknown"
+    return _text(value) if isinstance(value, str | bytes) else "unknown"
+
+
+def _text(value: str | bytes) -> str:
+    """The driver leaves a property that is no UTF-8 as bytes, whatever its type says."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
 
 def _shown(body: bytes) -> str:

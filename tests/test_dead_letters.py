@@ -26,7 +26,9 @@ def dead_letters(run_process: RunProcess, deliveries: Deliveries) -> OurProcess:
     return process
 
 
-def publish_to_slack(deliveries: Deliveries, body: bytes, message_id: str | None = None) -> None:
+def publish_to_slack(
+    deliveries: Deliveries, body: bytes, message_id: str | bytes | None = None
+) -> None:
     with deliveries.channel() as channel:
         properties = pika.BasicProperties(message_id=message_id, delivery_mode=2)
         channel.basic_publish("events", "delivery_due.slack", body, properties, mandatory=True)
@@ -75,6 +77,25 @@ def test_a_message_that_is_no_event_is_parked_once_and_the_worker_lives(
     assert worker.output().count("message.refused") == len(garbage)
     assert rabbit_server.queue_depth(vhost, "deliveries.slack") == 0
     assert rabbit_server.queue_depth(vhost, "dead-letters") == 0
+
+
+@pytest.mark.usefixtures("dead_letters")
+def test_a_message_whose_id_is_no_text_is_parked_once(
+    run_process: RunProcess,
+    deliveries: Deliveries,
+    third_parties: ThirdParties,
+    rabbit_server: RabbitServer,
+    vhost: str,
+) -> None:
+    environment = deliveries.environment(**slack_settings(third_parties))
+    worker = run_process("consumers", "run", "slack", environment=environment)
+    worker.wait_log("queue.receiving")
+    publish_to_slack(deliveries, b"not an event", message_id=b"\xff\xfe!")
+    [letter] = wait_until(deliveries.letters, "the letter is stored")
+    assert (letter["message_id"], letter["decision"]) == (r"\xff\xfe!", "parked")
+    wait_until(lambda: rabbit_server.queue_depth(vhost, "dead-letters") == 0, "it is acknowledged")
+    assert deliveries.letters()[0]["count"] == 1
+    assert worker.output().count("message.refused") == 1
 
 
 @pytest.mark.usefixtures("dead_letters")

@@ -46,8 +46,12 @@ Verdict = Done | Later | Never | Unknown
 
 
 def cut_excerpt(text: str) -> str:
-    """At most 200 characters on one line, so that no answer floods a log or a page."""
-    line = " ".join(text.split())
+    """
+    At most 200 characters on one line, so that no answer floods a log or a page.
+
+    Lone surrogates, which stand for what was no UTF-8, are no text that a database takes.
+    """
+    line = " ".join(text.encode(errors="replace").decode().split())
     if len(line) <= EXCERPT_LIMIT_CHARACTERS:
         return line
     return line[: EXCERPT_LIMIT_CHARACTERS - 1] + "…"

@@ -9,6 +9,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import pytest
+from bson import BSON
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
@@ -152,6 +153,22 @@ async def test_a_mail_arrives_at_every_recipient(third_parties: ThirdParties) ->
     assert received["subject"] == "[pricing] How much?"
     assert received["request_id"] == message().request_id
     assert received["message_id"] == f"<{message().idempotency_key}@example.org>"
+
+
+async def test_a_reply_that_is_no_utf8_can_be_stored() -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        while line := (await reader.readline()).strip():
+            writer.write(b"354 go on\r\n" if line == b"DATA" else b"250 ok\r\n")
+            if line == b"DATA":
+                await reader.readuntil(b"\r\n.\r\n")
+                writer.write("250 angenommen für später\r\n".encode("latin-1"))
+
+    async with server_that(converse) as port:
+        verdict = await send(settings("127.0.0.1", port))
+    assert isinstance(verdict, Done)
+    assert BSON.encode({"excerpt": verdict.excerpt})
+    assert verdict.excerpt == "angenommen f?r sp?ter"
 
 
 @pytest.mark.parametrize("stage", ["connect", "MAIL", "RCPT", "DATA"])

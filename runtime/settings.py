@@ -6,23 +6,65 @@ also read from a file `.env` in the working directory.
 """
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
 
 #: sysexits.h: something was wrong with the configuration.
 EXIT_CONFIGURATION = 78
 
 
-def _starts_with(*schemes: str) -> AfterValidator:
+def _url(name: str, schemes: tuple[str, ...], parse: Callable[[str], None]) -> AfterValidator:
+    """
+    A URL that a driver will understand.
+
+    parse: raises ValueError or PyMongoError; what they say is not told, for it may repeat a part
+    of the password.
+    """
+
     def check(url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(schemes):
+        text = url.get_secret_value()
+        if not text.startswith(schemes):
             raise ValueError(f"must start with {' or '.join(schemes)}")
+        try:
+            parse(text)
+        except (ValueError, PyMongoError):
+            raise ValueError(f"is no {name} URL; escape @ : / % in the password") from None
         return url
 
     return AfterValidator(check)
+
+
+def _parse_mongodb_url(url: str) -> None:
+    scheme, _, rest = url.partition("://")
+    address, _, database = rest.partition("?")[0].partition("/")
+    _without_at_sign(database)
+    if scheme == "mongodb+srv":
+        # its hosts and options stand in DNS, which is not to be asked before the process runs
+        url = f"mongodb://{address}/"
+    with warnings.catch_warnings():
+        # the driver warns itself, of options that it does not know
+        warnings.simplefilter("ignore")
+        parse_uri(url, warn=True)
+
+
+def _parse_amqp_url(url: str) -> None:
+    parts = urlsplit(url)
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("no host, or no port")
+    _without_at_sign(parts.path + parts.query + parts.fragment)
+
+
+def _without_at_sign(after_address: str) -> None:
+    """An unescaped / or ? in a password like `12/34` ends the address early, with a good port."""
+    if "@" in after_address:
+        raise ValueError("the address ends before the password does")
 
 
 class SettingsTable(BaseSettings):
@@ -52,7 +94,9 @@ class ProcessSettings(SettingsTable):
 
 
 class MongoSettings(ProcessSettings):
-    mongodb_url: Annotated[SecretStr, _starts_with("mongodb://", "mongodb+srv://")] = Field(
+    mongodb_url: Annotated[
+        SecretStr, _url("MongoDB", ("mongodb://", "mongodb+srv://"), _parse_mongodb_url)
+    ] = Field(
         description="the replica set, with its credentials: mongodb://user:password@host/?replicaSet=rs0"
     )
     mongodb_database: str = Field(
@@ -61,8 +105,10 @@ class MongoSettings(ProcessSettings):
 
 
 class RabbitSettings(ProcessSettings):
-    rabbitmq_url: Annotated[SecretStr, _starts_with("amqp://", "amqps://")] = Field(
-        description="the broker, with its credentials and virtual host: amqp://user:password@host:5672/"
+    rabbitmq_url: Annotated[SecretStr, _url("AMQP", ("amqp://", "amqps://"), _parse_amqp_url)] = (
+        Field(
+            description="the broker, with its credentials and virtual host: amqp://user:password@host:5672/"
+        )
     )
     rabbitmq_heartbeat_seconds: int = Field(
         default=5,

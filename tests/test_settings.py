@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from runtime.settings import EXIT_CONFIGURATION, SettingsTable, read_settings, variable_name
+from runtime.settings import (
+    EXIT_CONFIGURATION,
+    MongoSettings,
+    RabbitSettings,
+    SettingsTable,
+    read_settings,
+    variable_name,
+)
 from tests.helpers import bare_environment
 from tests.settings_pages import (
     ENV_EXAMPLE,
@@ -177,6 +184,45 @@ def test_a_setting_may_stand_in_a_file_in_the_working_directory(tmp_path: Path) 
     assert output.startswith("relay does not start: 1 setting is wrong\n  RELAY_WINDOW_MESSAGES:")
 
 
+@pytest.mark.parametrize("password", ["pa/ssw0rd", "12/ssw0rd", "pa?ssw0rd"])
+@pytest.mark.parametrize(
+    ("table", "variable", "url"),
+    [
+        (MongoSettings, "MONGODB_URL", "mongodb://user:{}@db.example.org/"),
+        (MongoSettings, "MONGODB_URL", "mongodb+srv://user:{}@db.example.org/"),
+        (RabbitSettings, "RABBITMQ_URL", "amqp://user:{}@mq.example.org/"),
+    ],
+)
+def test_a_password_that_spoils_its_url_is_a_wrong_setting_and_is_not_repeated(
+    table: type[SettingsTable], variable: str, url: str, password: str
+) -> None:
+    with _environment({variable: url.format(password)}):
+        problems = read_settings(table)
+
+    (problem,) = problems if isinstance(problems, list) else [""]
+    assert problem.startswith(f"{variable}: is no ")
+    assert problem.endswith(" URL; escape @ : / % in the password")
+    assert "ssw0rd" not in problem
+
+
+@pytest.mark.parametrize(
+    ("table", "variable", "url"),
+    [
+        (MongoSettings, "MONGODB_URL", "mongodb://a:1,b:2/?replicaSet=rs0&unknownOption=1"),
+        (MongoSettings, "MONGODB_URL", "mongodb://user:p%40ss%2F@a/admin?authSource=admin"),
+        # without asking DNS, where this name cannot be
+        (MongoSettings, "MONGODB_URL", "mongodb+srv://user:p%40ss@db.example.invalid/?w=majority"),
+        (RabbitSettings, "RABBITMQ_URL", "amqps://user:p%40ss%2F@a:5671/%2Fdemo"),
+        (RabbitSettings, "RABBITMQ_URL", "amqp://[::1]:5672"),
+    ],
+)
+def test_a_url_that_a_driver_understands_is_taken(
+    table: type[SettingsTable], variable: str, url: str
+) -> None:
+    with _environment({variable: url}):
+        assert isinstance(read_settings(table), SettingsTable)
+
+
 def _run(
     arguments: tuple[str, ...], environment: Mapping[str, str], directory: Path
 ) -> tuple[int, str]:
@@ -198,6 +244,7 @@ def _run(
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Nothing but these variables, whatever the tests' own environment holds."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("/")  # a checkout may hold a `.env`
         for name in set(os.environ) & {*all_settings()}:
             patch.delenv(name)
         for name, value in variables.items():

@@ -37,7 +37,7 @@ def set_up_logs(process: str, *, level: str, format: str) -> None:
     """
     pretty = format == "pretty" or (format == "auto" and sys.stderr.isatty())
     logger.remove()
-    logger.configure(extra={"process": process}, patcher=_with_fields if pretty else None)
+    logger.configure(extra={"process": process}, patcher=_with_fields if pretty else _encodable)
     options: dict[str, Any] = {"level": level, "backtrace": False, "diagnose": False}
     if pretty:
         logger.add(sys.stderr, format=PRETTY, **options)
@@ -48,7 +48,21 @@ def set_up_logs(process: str, *, level: str, format: str) -> None:
         logging.getLogger(library).setLevel(least_level)
 
 
+def _encodable(record: Any) -> None:
+    """Lone surrogates, which no encoder takes, become `\\udc80`: what strangers wrote gets here."""
+    record["message"] = _escaped(record["message"])
+    record["extra"] = {
+        name: _escaped(value) if isinstance(value, str) else value
+        for name, value in record["extra"].items()
+    }
+
+
+def _escaped(value: object) -> str:
+    return str(value).encode(errors="backslashreplace").decode()
+
+
 def _with_fields(record: Any) -> None:
+    _encodable(record)
     fields = (f"{name}={value}" for name, value in record["extra"].items() if name != "process")
     record["extra"]["fields"] = "".join(f" {field}" for field in fields)
 
@@ -62,8 +76,8 @@ def _write_json(message: Any) -> None:
         **record["extra"],
     }
     if record["exception"] is not None:
-        line["error"] = "".join(str(message).splitlines(keepends=True)[1:]).strip()
-    sys.stderr.buffer.write(orjson.dumps(line, default=str) + b"\n")
+        line["error"] = _escaped("".join(str(message).splitlines(keepends=True)[1:]).strip())
+    sys.stderr.buffer.write(orjson.dumps(line, default=_escaped) + b"\n")
     sys.stderr.flush()
 
 

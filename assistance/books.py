@@ -232,8 +232,13 @@ class Books:
         return self.succeeded + self.failed + self.waiting.total()
 
     @property
+    def overdue(self) -> int:
+        """How many wait though nobody has seen to them; the reconciler may be dead."""
+        return self.waiting[Reason.OVERDUE] + self.waiting[Reason.NONE]
+
+    @property
     def balanced(self) -> bool:
-        return self.unexplained == 0
+        return self.unexplained == 0 and self.overdue == 0
 
     def __str__(self) -> str:
         return (

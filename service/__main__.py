@@ -59,7 +59,7 @@ def audit(
         float, typer.Option(min=0, help="counted as overdue when overlooked for so long")
     ] = OVERDUE_AFTER_SECONDS,
 ) -> None:
-    """Balance the books; exits 1 when anything is unexplained."""
+    """Balance the books; exits 1 when anything is unexplained or overdue."""
     books = _ask_mongodb(
         lambda database: balance(database, overdue_after_seconds=overdue_after_seconds)
     )

@@ -78,6 +78,7 @@ def books_as_json(books: Books) -> str:
         "failed": books.failed,
         "waiting": books.waiting.total(),
         "waiting_for": _in_order(books),
+        "overdue": books.overdue,
         "unexplained": books.unexplained,
         "listed": books.listed,
     }
@@ -90,6 +91,8 @@ def books_as_lines(books: Books) -> list[str]:
     lines += [f"unexplained {found.request_id}: {'; '.join(found.why)}" for found in books.listed]
     if books.unexplained > len(books.listed):
         lines.append(f"and {books.unexplained - len(books.listed)} more that are unexplained")
+    if books.overdue:
+        lines.append(f"overdue {books.overdue}: nobody has seen to them; does the reconciler run?")
     return [*lines, str(books)]
 
 

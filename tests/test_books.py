@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from assistance import events
-from assistance.books import LISTED_LIMIT, Books, Reason, place_of
+from assistance.books import LISTED_LIMIT, Books, Place, Reason, place_of
 from assistance.delivery import Delivery, DeliveryState
 from assistance.request import Request, Status, accept, next_due_at
 from assistance.routing import Destination
@@ -241,6 +241,16 @@ def test_the_books_count_each_request_once_and_list_the_first_doubtful_ones() ->
         f"lost {number}" for number in range(LISTED_LIMIT)
     ]
     assert all(found.why for found in books.listed)
+
+
+@pytest.mark.parametrize("reason", [Reason.OVERDUE, None])
+def test_books_with_a_request_that_nobody_sees_to_do_not_balance(reason: Reason | None) -> None:
+    books = Books()
+    books.enter("overlooked", Place(Status.ACCEPTED, reason, ()))
+
+    assert books.overdue == 1
+    assert books.unexplained == 0
+    assert not books.balanced
 
 
 def test_empty_books_balance() -> None:

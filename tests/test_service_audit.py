@@ -82,6 +82,7 @@ def test_sound_books_balance_and_say_who_waits_for_what(command: Command, writte
         "failed": 0,
         "waiting": 4,
         "waiting_for": {"hint to be published": 3, "queued": 1},
+        "overdue": 0,
         "unexplained": 0,
         "listed": [],
     }
@@ -109,7 +110,9 @@ def test_whatever_does_not_add_up_is_listed_and_the_exit_code_says_so(
     assert json.loads(command("audit", "--json", exit_code=1))["unexplained"] == 3
 
 
-def test_a_request_that_was_overlooked_is_counted_apart(command: Command, written: Written) -> None:
+def test_a_request_that_was_overlooked_is_told_and_the_exit_code_says_so(
+    command: Command, written: Written
+) -> None:
     overlooked = write(written)
     long_ago = datetime.now(UTC) - timedelta(minutes=2)
     dates = {"deliveries.0.due_at": long_ago, "deliveries.0.hint_until": long_ago}
@@ -119,7 +122,13 @@ def test_a_request_that_was_overlooked_is_counted_apart(command: Command, writte
     written.database[OUTBOX].update_many({}, {"$set": {"state": "published"}})
 
     assert "waiting, due: 1" in command("audit")
-    assert "waiting, overdue: 1" in command("audit", "--overdue-after-seconds", "60")
+    overdue_after = ("--overdue-after-seconds", "60")
+    assert command("audit", *overdue_after, exit_code=1).splitlines() == [
+        "waiting, overdue: 1",
+        "overdue 1: nobody has seen to them; does the reconciler run?",
+        "accepted 1 = succeeded 0 + failed 0 + waiting 1, unexplained 0",
+    ]
+    assert json.loads(command("audit", "--json", *overdue_after, exit_code=1))["overdue"] == 1
 
 
 def test_events_of_other_writers_are_not_ours_to_balance(

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from assistance import events
-from assistance.books import Reason, why_waiting
+from assistance.books import EVENT_TYPES, Reason, why_waiting
 from assistance.delivery import Delivery, next_look_at
 from assistance.request import Request
 from outbox.state import State
@@ -31,8 +31,13 @@ class Entry:
 def timeline(
     request: Request, outbox_documents: Sequence[Mapping[str, Any]], *, now: datetime
 ) -> list[Entry]:
-    """In the order of time; what comes next stands at the end."""
-    in_order = sorted(outbox_documents, key=lambda document: int(document["seq"]))
+    """
+    In the order of time; what comes next stands at the end.
+
+    Events of other writers, which may have the same key, are left out.
+    """
+    ours = (document for document in outbox_documents if document.get("type") in EVENT_TYPES)
+    in_order = sorted(ours, key=lambda document: int(document["seq"]))
     happened = [_accepted(request)]
     happened += chain.from_iterable(_event(document) for document in in_order)
     happened += chain.from_iterable(_attempts(delivery) for delivery in request["deliveries"])

@@ -116,5 +116,12 @@ def test_events_that_are_not_kept_any_more_are_named() -> None:
     assert removed.detail == "2 of 2 were published long ago and are not kept"
 
 
+def test_events_of_other_writers_are_left_out() -> None:
+    request, documents = accepted()
+    foreign = {"_id": "f", "key": request["_id"], "type": "order_placed", "routing_key": "orders"}
+    told = timeline(request, [foreign, *documents], now=BORN)
+    assert told == timeline(request, documents, now=BORN)
+
+
 def test_text_is_printed_without_its_tricks() -> None:
     assert printable("é 🙂 \x1b[31m\u202e\n") == "é 🙂 \\x1b[31m\\u202e\\n"

@@ -40,6 +40,13 @@ def test_every_wrong_setting_is_listed_at_once(run_process: RunProcess) -> None:
     assert "short-one" not in told
 
 
+@pytest.mark.parametrize("keys", ["short-one", "[]"])
+def test_one_wrong_key_is_one_problem(run_process: RunProcess, keys: str) -> None:
+    told = refusal(run_process, MONGODB_URL="mongodb://127.0.0.1/", API_KEYS=keys)
+    assert told.startswith("service does not start: 1 setting is wrong\n")
+    assert len(told.splitlines()) == 2
+
+
 def test_what_is_missing_is_named_with_its_meaning(run_process: RunProcess) -> None:
     told = refusal(run_process)
     assert "MONGODB_URL is missing (the replica set" in told

@@ -98,14 +98,14 @@ def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
 
     async def pass_once(stop: Stop) -> None:
         async with open_database(settings, "reconciler", stop) as database:
-            reconciler = Reconciler(database)
+            reconciler = Reconciler(database, stop)
             if dry_run:
-                for owed in await insist(reconciler.preview, stop):
+                for owed in await insist(reconciler.preview, stop, try_seconds=None):
                     sys.stdout.write(
                         f"{owed.request_id} {owed.destination} would {owed.step} ({why(owed)})\n"
                     )
             else:
-                count = await insist(reconciler.run_once, stop)
+                count = await insist(reconciler.run_once, stop, try_seconds=None)
                 sys.stdout.write(f"{count} seen to\n")
 
     if once or dry_run:

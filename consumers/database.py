@@ -72,12 +72,13 @@ async def insist(
     action: Callable[[], Awaitable[Result]],
     stop: Stop | None = None,
     *,
-    try_seconds: float = TRY_SECONDS,
+    try_seconds: float | None = TRY_SECONDS,
 ) -> Result:
     """
     Do it, and while MongoDB is away do it again, with growing waits.
 
     With `stop`, raises GivenUp once a stop is asked for; without, whoever waits may cancel.
+    try_seconds: None for an action that bounds its own steps.
     """
     delays = growing_delays()
     while True:

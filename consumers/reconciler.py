@@ -12,7 +12,7 @@ from loguru import logger
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from assistance.delivery import DeliveryState
-from consumers.database import insist, open_database
+from consumers.database import TRY_SECONDS, insist, open_database
 from consumers.hints import Hints, Owed, Step
 from consumers.settings import ReconcilerSettings
 from runtime.mongo import Database, is_transient
@@ -22,21 +22,23 @@ from runtime.shutdown import Stop
 #: the relay and the workers keep up with, and not as one wave.
 PASS_LIMIT = 200
 
-#: How long to try for one delivery before the next one's turn comes, and for a whole pass.
+#: How long to try for one delivery before the next one's turn comes.
 LOCKED_SECONDS = 1.0
-PASS_SECONDS = 120.0
 
 
 class Reconciler:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, stop: Stop) -> None:
         self._database = database
         self._hints = Hints(database)
+        self._stop = stop
 
     async def run_once(self) -> int:
-        """See to what is owed now; how many deliveries it was."""
-        now = await self._server_time()
+        """See to what is owed now, until asked to stop; how many deliveries it was."""
+        now, found = await self._look()
         done: Counter[str] = Counter()
-        for owed in await self._hints.owed(now, limit=PASS_LIMIT):
+        for owed in found:
+            if self._stop.requested:
+                break
             done[await self._see_to_in_time(owed, now)] += 1
         if done:
             logger.info("reconciler.passed", **done)
@@ -44,7 +46,13 @@ class Reconciler:
 
     async def preview(self) -> list[Owed]:
         """What the next pass would see to."""
-        return await self._hints.owed(await self._server_time(), limit=PASS_LIMIT)
+        _, found = await self._look()
+        return found
+
+    async def _look(self) -> tuple[datetime, list[Owed]]:
+        with pymongo.timeout(TRY_SECONDS):
+            now = await self._server_time()
+            return now, await self._hints.owed(now, limit=PASS_LIMIT)
 
     async def _see_to_in_time(self, owed: Owed, now: datetime) -> str:
         """
@@ -95,7 +103,7 @@ def why(owed: Owed) -> str:
 async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
     """See to what is owed, again and again, until asked to stop. Raises UnsuitableServer."""
     async with open_database(settings, "reconciler", stop) as database:
-        reconciler = Reconciler(database)
+        reconciler = Reconciler(database, stop)
         while not stop.requested:
-            await insist(reconciler.run_once, stop, try_seconds=PASS_SECONDS)
+            await insist(reconciler.run_once, stop, try_seconds=None)
             await stop.rest(settings.reconciler_interval_seconds)

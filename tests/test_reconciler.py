@@ -16,6 +16,8 @@ from consumers.ledger import Claim, Ledger, Recorded, Refusal, Refused
 from consumers.reconciler import PASS_LIMIT, Reconciler
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, ensure_collection, open_client
+from runtime.shutdown import Stop
+from sandbox.mongodb import MongoServer
 from tests.conftest import RunProcess
 from tests.deliveries import Deliveries
 from tests.helpers import wait_until, wait_until_async
@@ -36,7 +38,7 @@ async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def reconciler(database: Database) -> Reconciler:
-    return Reconciler(database)
+    return Reconciler(database, Stop())
 
 
 def settle(deliveries: Deliveries, state: str = "published") -> None:
@@ -162,7 +164,7 @@ async def test_each_delivery_of_a_request_is_seen_to(
 
 async def test_of_several_reconcilers_one_wins(database: Database, deliveries: Deliveries) -> None:
     requests = [accepted_long_ago(deliveries) for _ in range(20)]
-    reconcilers = [Reconciler(database) for _ in range(3)]
+    reconcilers = [Reconciler(database, Stop()) for _ in range(3)]
     await asyncio.gather(*(reconciler.run_once() for reconciler in reconcilers))
     for request_id in requests:
         assert len(deliveries.hints(request_id)) == 2
@@ -190,7 +192,7 @@ async def test_a_burst_comes_back_in_passes(database: Database, deliveries: Deli
     deliveries.database[ASSISTANCES].insert_many(
         [{**request, "_id": f"{number}"} for number in range(PASS_LIMIT + 9)]
     )
-    reconciler = Reconciler(database)
+    reconciler = Reconciler(database, Stop())
     assert await reconciler.run_once() == PASS_LIMIT
     assert await reconciler.run_once() == 10
     assert await reconciler.run_once() == 0
@@ -237,6 +239,35 @@ def test_the_reconciler_runs_until_it_is_asked_to_stop(
     assert request_id in process.output()
     process.signal(signal.SIGTERM)
     assert process.wait_exit() == 0
+
+
+def test_the_reconciler_stops_soon_while_mongodb_is_frozen(
+    own_mongo_server: MongoServer, rabbitmq_url: str, run_process: RunProcess
+) -> None:
+    deliveries = Deliveries(own_mongo_server.url, "assistance", rabbitmq_url)
+    with deliveries.client:
+        process = run_process(
+            "consumers", "run", "reconciler", environment=deliveries.environment()
+        )
+        accepted_long_ago(deliveries)
+        process.wait_log("hint.sent", deadline_seconds=30)
+        own_mongo_server.pause()
+        try:
+            process.wait_log("mongodb.away", deadline_seconds=30)
+            process.signal(signal.SIGTERM)
+            assert process.wait_exit(deadline_seconds=15) == 0
+        finally:
+            own_mongo_server.resume()
+
+
+async def test_a_stop_ends_a_pass_between_two_deliveries(
+    database: Database, deliveries: Deliveries
+) -> None:
+    accepted_long_ago(deliveries)
+    stop = Stop()
+    stop.request()
+    assert await Reconciler(database, stop).run_once() == 0
+    assert await Reconciler(database, Stop()).run_once() == 1
 
 
 def test_the_reconciler_can_run_once_and_can_only_tell(

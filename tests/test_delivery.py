@@ -181,12 +181,26 @@ def test_a_slack_that_comes_back_gets_the_message(
 def test_a_permanent_refusal_fails_at_once(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:
-    third_parties.misbehave("slack", "status", code=404, body="no_service")
+    third_parties.misbehave("slack", "status", code=400, body="invalid_payload")
     stage.start("slack", call_tries=3)
     request_id = deliveries.accept()
     stage.wait_status(request_id, "failed")
     assert len(third_parties.calls("slack")) == 1
-    assert deliveries.letters()[0]["excerpt"] == "no_service"
+    assert deliveries.letters()[0]["excerpt"] == "invalid_payload"
+
+
+def test_a_revoked_webhook_fails_no_request_that_waits(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "status", code=404, body="no_service")
+    worker = stage.start("slack")
+    stage.start_reconciler()
+    request_id = deliveries.accept()
+    deliveries.publish_pending()
+    worker.wait_log("slack.misconfigured")
+    third_parties.behave()
+    stage.wait_status(request_id, "succeeded")
+    assert deliveries.letters() == []
 
 
 def test_a_blip_is_over_within_one_attempt(

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 from pydantic import SecretStr, ValidationError
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
@@ -117,18 +118,27 @@ def test_a_repeat_says_that_it_may_be_one() -> None:
         (200, '{"ok":false,"error":"internal_error"}', Later),
         (200, '{"ok":false,"error":"a_word_of_next_year"}', Later),
         (200, '{"ok":false}', Later),
-        (200, '{"ok":false,"error":"invalid_auth"}', Never),
-        (200, '{"ok":false,"error":"channel_not_found"}', Never),
-        (200, '{"ok":false,"error":"no_service"}', Never),
+        (200, '{"ok":false,"error":"invalid_auth"}', Later),
+        (200, '{"ok":false,"error":"token_revoked"}', Later),
+        (200, '{"ok":false,"error":"channel_not_found"}', Later),
+        (200, '{"ok":false,"error":"no_service"}', Later),
+        (200, '{"ok":false,"error":"msg_too_long"}', Never),
+        (200, '{"ok":false,"error":"no_text"}', Never),
         (200, "<html>log in to the hotel's network</html>", Unknown),
         (200, "", Unknown),
         (204, "", Unknown),
-        (302, "", Never),
+        (302, "", Later),
         (400, "invalid_payload", Never),
-        (401, "", Never),
-        (403, "action_prohibited", Never),
-        (404, "no_service", Never),
-        (410, "channel_is_archived", Never),
+        (400, "", Never),
+        (400, "invalid_token", Later),
+        (401, "", Later),
+        (403, "action_prohibited", Later),
+        (403, "invalid_token", Later),
+        (404, "no_service", Later),
+        (404, "", Later),
+        (410, "channel_is_archived", Later),
+        (410, "", Later),
+        (413, "", Never),
         (408, "", Later),
         (425, "", Later),
         (429, "", Later),
@@ -138,6 +148,29 @@ def test_a_repeat_says_that_it_may_be_one() -> None:
 )
 def test_every_answer_has_one_meaning(status: int, body: str, expected: type) -> None:
     assert type(ask(status, body)) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (404, "no_service", "no_service"),
+        (404, "<html>her name</html>", "404"),
+        (410, "", "410"),
+        (200, '{"ok":false,"error":"token_revoked"}', "token_revoked"),
+    ],
+)
+def test_a_webhook_that_is_no_good_is_named_in_the_log(status: int, body: str, code: str) -> None:
+    logged: list[str] = []
+    sink = logger.add(
+        lambda line: logged.append(str(line)), level="ERROR", format="{message} {extra}"
+    )
+    try:
+        verdict = ask(status, body)
+    finally:
+        logger.remove(sink)
+    assert verdict.code == code
+    [line] = logged
+    assert line == f"slack.misconfigured {{'code': '{code}'}}\n"
 
 
 def test_the_wait_that_slack_asks_for_is_kept() -> None:
@@ -252,7 +285,7 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
 
     async with web_server_that(flood) as url:
         verdict = await send(url)
-    assert isinstance(verdict, Never)
+    assert verdict.code == "404"
     # the sockets' own buffers hold a few megabytes; nobody asks for the other 990
     assert written < 4000 * ANSWER_LIMIT_BYTES
 
@@ -267,7 +300,7 @@ async def test_a_redirect_is_not_followed() -> None:
         await writer.drain()
 
     async with web_server_that(redirect) as url:
-        assert await send(url) == Never("307")
+        assert await send(url) == Later("307")
     assert visits == 1
 
 

@@ -3,13 +3,19 @@ Slack, by incoming webhook: https://docs.slack.dev/messaging/sending-messages-us
 
     answer                                      verdict
     2xx `ok`, or JSON with ok: true             done
-    2xx JSON with ok: false                     by its error word, below; a word that is not
-                                                listed is later
+    2xx JSON with ok: false                     by its error word: never when it is about this
+                                                message, else later
     2xx with anything else                      unknown: whoever answered, it was not Slack
+    400, 413, 422                               never, unless its word is about the destination
     408, 425, 429, 5xx                          later; Retry-After is honoured
-    every other status (400, 403, 404, 410 ...) never: a redirect is not followed
+    every other status (403, 404, 410 ...), and later, and an error in the log: a revoked webhook,
+    a word about the destination                an archived channel or a redirect is our
+                                                configuration's fault, not the request's
     no connection, or nothing sent in time      later
     sent, and no answer                         unknown
+
+410 says that the webhook is gone for good; all the same the requests wait for a new one, or until
+their attempts are used up. A redirect is not followed.
 
 Slack promises no idempotency, so a repeat says that it may be one.
 """
@@ -24,6 +30,7 @@ from typing import Annotated, Any
 
 import httpx
 import orjson
+from loguru import logger
 from pydantic import AfterValidator, Field, SecretStr
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict, cut_excerpt
@@ -40,9 +47,32 @@ TRY_LATER = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 )
 
-#: Words of https://docs.slack.dev/reference/methods/chat.postMessage#errors that a person has to
-#: act on. Any other word is tried again: the attempts bound it, and a new word fails nobody.
-FINAL_ERRORS = frozenset(
+#: Statuses that refuse what was sent, and not whoever sent it or where to.
+MESSAGE_STATUSES = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+
+#: Words of https://docs.slack.dev/reference/methods/chat.postMessage#errors about this one message.
+#: A word in neither list is tried again: the attempts bound it, and a new word fails nobody.
+MESSAGE_ERRORS = frozenset(
+    {
+        "invalid_blocks",
+        "invalid_blocks_format",
+        "invalid_payload",
+        "msg_blocks_too_long",
+        "msg_too_long",
+        "no_text",
+        "too_many_attachments",
+    }
+)
+
+#: Words of the same list, and of the webhooks' own, that somebody mends at Slack or in the
+#: settings; every request that waits for this destination meets the same one.
+DESTINATION_ERRORS = frozenset(
     {
         "access_denied",
         "account_inactive",
@@ -50,16 +80,12 @@ FINAL_ERRORS = frozenset(
         "channel_is_archived",
         "channel_not_found",
         "invalid_auth",
-        "invalid_blocks",
-        "invalid_payload",
         "invalid_token",
         "is_archived",
         "missing_scope",
-        "msg_too_long",
         "no_permission",
         "no_service",
         "no_team",
-        "no_text",
         "not_authed",
         "not_in_channel",
         "restricted_action",
@@ -193,7 +219,12 @@ def judge(
         return _judge_ok(said, excerpt, wait_seconds)
     if status in TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return Later(str(status), excerpt, wait_seconds)
-    return Never(str(status), excerpt)
+    word = said.strip()
+    if word in DESTINATION_ERRORS:
+        return _misconfigured(word, excerpt, wait_seconds)
+    if status in MESSAGE_STATUSES:
+        return Never(str(status), excerpt)
+    return _misconfigured(str(status), excerpt, wait_seconds)
 
 
 def _judge_ok(said: str, excerpt: str, wait_seconds: float | None) -> Verdict:
@@ -206,13 +237,21 @@ def _judge_ok(said: str, excerpt: str, wait_seconds: float | None) -> Verdict:
     match answer:
         case {"ok": True}:
             return Done("200", excerpt)
-        case {"ok": False, "error": str(word)} if word in FINAL_ERRORS:
+        case {"ok": False, "error": str(word)} if word in MESSAGE_ERRORS:
             return Never(word, excerpt)
+        case {"ok": False, "error": str(word)} if word in DESTINATION_ERRORS:
+            return _misconfigured(word, excerpt, wait_seconds)
         case {"ok": False, "error": str(word)}:
             return Later(cut_excerpt(word), excerpt, wait_seconds)
         case {"ok": False}:
             return Later("ok_false", excerpt, wait_seconds)
     return Unknown("unexpected_answer", excerpt)
+
+
+def _misconfigured(code: str, excerpt: str, wait_seconds: float | None) -> Later:
+    # the excerpt stays in the ledger: a page in Slack's place may repeat what people wrote
+    logger.error("slack.misconfigured", code=code)
+    return Later(code, excerpt, wait_seconds)
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:

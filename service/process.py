@@ -1,6 +1,7 @@
 """The API's life: listen, get ready, answer until asked to stop, drain."""
 
 import asyncio
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from math import ceil
@@ -8,6 +9,7 @@ from math import ceil
 import pymongo
 import uvicorn
 from fastapi import FastAPI
+from loguru import logger
 
 from runtime.mongo import open_client
 from runtime.shutdown import Stop
@@ -30,9 +32,19 @@ async def serve(settings: ServiceSettings) -> None:
     preparing = asyncio.create_task(_prepare(readiness, stop))
     await listener.serve()
     stop.request()
-    await preparing
+    await _let_end(preparing, settings.shutdown_grace_seconds)
     with pymongo.timeout(1.0):
         client.close()
+
+
+async def _let_end(preparing: asyncio.Task[None], grace_seconds: float) -> None:
+    """Past the grace time the process ends: an index may take hours, a frozen server for ever."""
+    try:
+        await asyncio.wait_for(preparing, grace_seconds)
+    except TimeoutError:
+        logger.warning("stopped while MongoDB was still preparing the collections")
+        # the driver's thread cannot be cancelled, and Python would wait for it at its exit
+        os._exit(0)
 
 
 async def _prepare(readiness: Readiness, stop: Stop) -> None:

@@ -51,6 +51,21 @@ def test_a_request_in_mid_write_is_answered_before_the_end(
     assert request["_id"] == answer.result().json()["id"]
 
 
+def test_a_stop_does_not_wait_for_mongodb_to_finish_what_prepares_it(
+    run_process: RunProcess, mongodb_url: str, database_name: str, written: Written
+) -> None:
+    with (
+        written.failing("createIndexes", blockConnection=True, blockTimeMS=20_000),
+        start_service(
+            run_process, mongodb_url, database_name, shutdown_grace_seconds=1
+        ) as unprepared,
+    ):
+        unprepared.wait_alive()
+        wait_until(written.database.list_collection_names, "it has begun to prepare")
+        unprepared.process.signal(signal.SIGTERM)
+        assert unprepared.process.wait_exit(8) == 0
+
+
 def test_a_burst_that_is_cut_off_lost_nothing_that_was_accepted(
     service: RunningService, written: Written
 ) -> None:

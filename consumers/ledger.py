@@ -20,6 +20,7 @@ from pymongo import ReturnDocument
 from assistance import events
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.delivery import (
+    ATTEMPTS_USED_UP,
     OPEN_STATES,
     Conclusion,
     Delivery,
@@ -41,6 +42,10 @@ TRANSACTION_SECONDS = 10.0
 
 #: What is known of an attempt whose worker died: nothing.
 WORKER_LOST = Unknown("worker_lost")
+
+#: What a claim comes to when no attempt is left: the last worker died, or the schedule was
+#: shortened since. What each attempt came to stands beside it.
+NONE_LEFT = Unknown(ATTEMPTS_USED_UP)
 
 
 class Refusal(StrEnum):

@@ -35,7 +35,13 @@ class TopologySettings(RabbitSettings, RoutingTable):
     )
 
 
-class WorkerSettings(MongoSettings, TopologySettings):
+class ReceivingSettings(MongoSettings, RabbitSettings):
+    shutdown_grace_seconds: float = Field(
+        default=25.0, gt=0, description="how long a stop waits for what is in hand"
+    )
+
+
+class WorkerSettings(ReceivingSettings, TopologySettings):
     retry_delays_seconds: Annotated[
         tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_numbers)
     ] = Field(
@@ -62,9 +68,6 @@ class WorkerSettings(MongoSettings, TopologySettings):
     )
     lease_margin_seconds: float = Field(
         default=5.0, ge=1, description="what a claim outlives its calls by, to record the outcome"
-    )
-    shutdown_grace_seconds: float = Field(
-        default=25.0, gt=0, description="how long a stop waits for what is in hand"
     )
 
     @property
@@ -94,10 +97,8 @@ class WorkerSettings(MongoSettings, TopologySettings):
         return self
 
 
-class DeadLetterSettings(MongoSettings, RabbitSettings):
-    shutdown_grace_seconds: float = Field(
-        default=25.0, gt=0, description="how long a stop waits for what is in hand"
-    )
+class DeadLetterSettings(ReceivingSettings):
+    """What every receiver needs, and nothing else."""
 
 
 class ReconcilerSettings(MongoSettings):

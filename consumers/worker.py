@@ -23,7 +23,7 @@ from assistance.verdict import Later, Unknown, Verdict
 from consumers import channels, topology
 from consumers.database import insist, open_database
 from consumers.hints import Hints
-from consumers.ledger import WORKER_LOST, Claim, Ledger, Recorded, Refusal, Refused, verdict_word
+from consumers.ledger import NONE_LEFT, Claim, Ledger, Recorded, Refusal, Refused, verdict_word
 from consumers.receiving import Receiver, Subscription, where
 from consumers.settings import FIRST_PAUSE_SECONDS, WorkerSettings
 from outbox.errors import UndecodableBody
@@ -117,7 +117,7 @@ class Worker:
         a third party that asked for a wait gets it from the ledger.
         """
         if claim.used_up:
-            return Outcome(WORKER_LOST, calls=0, duration_seconds=0.0)
+            return Outcome(NONE_LEFT, calls=0, duration_seconds=0.0)
         verdict: Verdict = NOT_CALLED
         calls = 0
         began_at = monotonic()
@@ -182,7 +182,6 @@ def _message(claim: Claim) -> channels.Message:
         topic=claim.topic,
         description=claim.description,
         idempotency_key=claim.idempotency_key,
-        attempt=claim.attempt,
         created_at=claim.created_at,
         may_be_repeat=claim.may_be_repeat,
     )

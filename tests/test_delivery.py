@@ -203,6 +203,29 @@ def test_a_revoked_webhook_fails_no_request_that_waits(
     assert deliveries.letters() == []
 
 
+def test_a_schedule_that_was_shortened_is_not_taken_for_a_lost_worker(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "status", code=503)
+    patient = stage.start("slack", retry_delays_seconds="[0.2, 0.2, 3]", retry_jitter_ratio=0)
+    stage.start_reconciler()
+    request_id = deliveries.accept()
+    deliveries.publish_pending()
+
+    def tried_thrice() -> bool:
+        deliveries.publish_pending()
+        attempts = deliveries.attempts(request_id)
+        return len(attempts) == 3 and "ended_at" in attempts[-1]
+
+    wait_until(tried_thrice, "it was tried three times")
+    stop(patient)
+    stage.start("slack", retry_delays_seconds="[0.2]")
+    stage.wait_status(request_id, "failed")
+    assert {attempt["code"] for attempt in deliveries.attempts(request_id)} == {"503"}
+    [letter] = deliveries.letters()
+    assert (letter["reason"], letter["code"]) == ("attempts_used_up", "attempts_used_up")
+
+
 def test_a_blip_is_over_within_one_attempt(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:

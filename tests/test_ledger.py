@@ -14,7 +14,7 @@ from assistance.delivery import Failed, Succeeded, TryAgain
 from assistance.request import next_due_at
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later, Never, Unknown
-from consumers.ledger import Claim, Ledger, Recorded, Refusal, Refused
+from consumers.ledger import NONE_LEFT, Claim, Ledger, Recorded, Refusal, Refused
 from consumers.update import change, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, ensure_collection, open_client
@@ -251,10 +251,11 @@ async def test_a_delivery_whose_workers_all_died_fails_without_another_call(
     claim = await claimed(ledger, request_id)
     assert claim.used_up
     assert len(deliveries.attempts(request_id)) == POLICY.attempts_limit
-    recorded = await ledger.record(claim, Unknown("worker_lost"), 0)
+    recorded = await ledger.record(claim, NONE_LEFT, 0)
     assert recorded == Recorded(Failed("attempts_used_up"))
     assert deliveries.request(request_id)["status"] == "failed"
     assert deliveries.attempts(request_id)[-1]["code"] == "worker_lost"
+    assert deliveries.letters()[0]["code"] == "attempts_used_up"
 
 
 async def test_a_request_is_final_when_its_last_delivery_is(

@@ -41,7 +41,6 @@ def message(description: str = "Is it in stock?", *, may_be_repeat: bool = False
         topic="sales",
         description=description,
         idempotency_key="0d8d6d2c-5bb9-4a0e-8b2f-6c1f3e0f9a11",
-        attempt=1,
         created_at=NOW,
         may_be_repeat=may_be_repeat,
     )

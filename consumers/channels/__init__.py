@@ -26,7 +26,6 @@ class Message:
     What is handed over.
 
     idempotency_key: the same in every attempt of this delivery, and in no other.
-    attempt: counts from one.
     may_be_repeat: an earlier attempt ended without an answer, so the third party may have it.
     """
 
@@ -34,7 +33,6 @@ class Message:
     topic: str
     description: str
     idempotency_key: str
-    attempt: int
     created_at: datetime
     may_be_repeat: bool
 

@@ -294,7 +294,7 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
         run_process("consumers", "run", "reconciler", environment=mongodb["consumers"]),
     ]
     # the second one is refused for good, so that a dead letter is written too
-    third_parties.misbehave("slack", "status", code=404, times=1)
+    third_parties.misbehave("slack", "status", code=400, times=1)
 
     with httpx.Client(
         base_url=f"http://127.0.0.1:{port}", headers={"X-API-KEY": key}, trust_env=False

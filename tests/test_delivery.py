@@ -670,6 +670,7 @@ def test_every_line_about_a_delivery_names_it_and_no_line_tells_what_people_wrot
     request_id = deliveries.accept("my grandmother's ring")
     [hint] = deliveries.hints(request_id)
     stage.wait_status(request_id, "succeeded")
+    worker.wait_log("delivery.attempted")
     [line] = lines(worker, "delivery.attempted")
     assert line["request_id"] == request_id
     assert line["event_id"] == hint["_id"]

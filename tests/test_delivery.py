@@ -158,7 +158,7 @@ def test_a_failing_slack_is_called_as_often_as_configured_with_growing_delays(
     assert deliveries.facts(request_id)[-1] == "assistance_request_failed"
     [letter] = deliveries.letters()
     assert (letter["request_id"], letter["reason"]) == (request_id, "attempts_used_up")
-    assert len(lines(worker, "delivery.attempted")) == ATTEMPTS
+    wait_until(lambda: len(lines(worker, "delivery.attempted")) == ATTEMPTS, "each is logged")
 
 
 def test_a_slack_that_comes_back_gets_the_message(

@@ -20,8 +20,8 @@ from uuid import UUID, uuid4
 from bson import Binary, ObjectId
 from bson.errors import InvalidId
 
-from outbox.state import State
 from relay.checkpoint import CHECKPOINTS
+from relay.held import WAITING_STATES
 from runtime.mongo import ANY_WRITER, Database, Session, in_transaction
 
 OPERATIONS = "operations"
@@ -34,7 +34,7 @@ INDEXES: tuple[dict[str, Any], ...] = (
     },
 )
 
-WAITING = {"state": {"$in": [State.HELD.value, State.PARKED.value]}}
+WAITING = {"state": {"$in": WAITING_STATES}}
 
 TRANSACTION_SECONDS = 10.0
 

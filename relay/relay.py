@@ -186,7 +186,7 @@ class Term:
         # marks are written before the count: a crash in between must not number two events alike
         self._next_ordinal = max(self._checkpoint.settled, highest_held) + 1
         self._window.held_keys.update(self._held.keys)
-        while self._goes_on:
+        while self._goes_on():
             if self._checkpoint.handover_reason is not None:
                 await self._hand_over()
             else:
@@ -199,7 +199,7 @@ class Term:
         self._unknown_in_a_row = 0
         reading = asyncio.create_task(stream.read(self._stop))
         try:
-            while self._goes_on:
+            while self._goes_on():
                 arrived = await reading
                 reading = asyncio.create_task(stream.read(self._stop))
                 await self._publish_missed()
@@ -209,7 +209,7 @@ class Term:
                     await self._save_idle(arrived.position)
         except PositionLost as lost:
             logger.error("position.lost", reason=str(lost))
-            await self._until_empty(self._is_to_go_on)
+            await self._until_empty(self._goes_on)
             await self._checkpoint.begin_handover(str(lost))
         finally:
             await asyncio.gather(reading, return_exceptions=True)
@@ -269,19 +269,19 @@ class Term:
                         published += 1
         except SnapshotExpired as expired:
             logger.warning("handover.begins_anew", reason=str(expired), published=published)
-            await self._until_empty(self._is_to_go_on)
+            await self._until_empty(self._goes_on)
             return
-        await self._until_empty(self._is_to_go_on)
-        if self._goes_on:
+        await self._until_empty(self._goes_on)
+        if self._goes_on():
             await self._checkpoint.end_handover(position, PIPELINE)
             logger.warning("handover.ended", reason=reason, published=published)
 
     async def _admit(self, entry: Entry) -> bool:
         """Publish the entry, or hold or park it; false when the term is over or to be stopped."""
-        while not self._window.has_room and self._goes_on:
+        while not self._window.has_room and self._goes_on():
             self._room.clear()
             await self._room.wait()
-        if not self._goes_on:
+        if not self._goes_on():
             return False
         if self._window.admit(entry):
             self._publisher.dispatch(entry)
@@ -349,8 +349,8 @@ class Term:
             publisher=self._publisher,
             marks=self._marks,
         )
-        while self._goes_on:
-            await release.run_once(self._is_to_go_on)
+        while self._goes_on():
+            await release.run_once(self._goes_on)
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
                 raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")
@@ -384,12 +384,8 @@ class Term:
         for wait in waits:
             wait.cancel()
 
-    @property
     def _goes_on(self) -> bool:
         return not self._over.requested and not self._stop.requested
-
-    def _is_to_go_on(self) -> bool:
-        return self._goes_on
 
     async def _unless_trouble(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task of the term; whatever ends it early ends the term, never it alone."""

@@ -142,19 +142,11 @@ class Window:
 
     def hold(self, entry: Entry, reason: str) -> None:
         """The entry cannot go now: it and what waits behind it go to MongoDB instead."""
-        entry.fate, entry.reason = Fate.HELD, reason
-        if entry.in_order:
-            self._hold_back(entry)
-        else:
-            self._loose.append(entry)
+        self._keep_back(entry, Fate.HELD, reason)
 
     def park(self, entry: Entry, reason: str) -> None:
         """The entry can never go, as its sending has shown; what waits behind it is held."""
-        entry.fate, entry.reason = Fate.PARKED, reason
-        if entry.in_order:
-            self._hold_back(entry)
-        else:
-            self._loose.append(entry)
+        self._keep_back(entry, Fate.PARKED, reason)
 
     def has_unwritten(self, key: str) -> bool:
         """Whether events of this key are on their way to being held or parked in MongoDB."""
@@ -235,7 +227,11 @@ class Window:
         else:
             self._queues.pop(entry.key, None)
 
-    def _hold_back(self, entry: Entry) -> None:
+    def _keep_back(self, entry: Entry, fate: Fate, reason: str) -> None:
+        entry.fate, entry.reason = fate, reason
+        if not entry.in_order:
+            self._loose.append(entry)
+            return
         self._block(entry.key)
         for waiting in self._queues.pop(entry.key, ()):
             waiting.fate, waiting.reason = Fate.HELD, BEHIND

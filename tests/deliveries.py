@@ -100,9 +100,12 @@ class Deliveries:
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
-        """A channel of its own; when it is closed in order, the broker has what was published."""
+        """A channel that waits for each confirm: the broker loses what is not confirmed, now and
+        then even when the connection is closed in order."""
         with pika.BlockingConnection(pika.URLParameters(self.rabbitmq_url)) as connection:
-            yield connection.channel()
+            channel = connection.channel()
+            channel.confirm_delivery()
+            yield channel
 
     def request(self, request_id: str) -> dict[str, Any]:
         found = self.database[ASSISTANCES].find_one({"_id": request_id})

@@ -575,6 +575,7 @@ async def test_a_message_that_nobody_expected_does_not_deafen_the_worker(
 def publish(rabbitmq_url: str, *bodies: bytes) -> None:
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         channel = connection.channel()
+        channel.confirm_delivery()
         for body in bodies:
             channel.basic_publish("events", "delivery_due.slack", body, mandatory=True)
 

@@ -20,7 +20,7 @@ FIRST_REST_SECONDS = 0.01
 LONGEST_REST_SECONDS = 0.2
 
 
-def wait_until(predicate: Callable[[], Seen], what: str, *, deadline_seconds: float = 10) -> Seen:
+def wait_until(predicate: Callable[[], Seen], what: str, *, deadline_seconds: float = 30) -> Seen:
     """Return the first true value of `predicate`.
 
     Raises AssertionError past the deadline, saying what was awaited and what was last seen.
@@ -36,7 +36,7 @@ def wait_until(predicate: Callable[[], Seen], what: str, *, deadline_seconds: fl
 
 
 async def wait_until_async(
-    predicate: Callable[[], Awaitable[Seen] | Seen], what: str, *, deadline_seconds: float = 10
+    predicate: Callable[[], Awaitable[Seen] | Seen], what: str, *, deadline_seconds: float = 30
 ) -> Seen:
     """Do the same without holding up the event loop; `predicate` may be a coroutine function."""
     end = time.monotonic() + deadline_seconds
@@ -98,7 +98,7 @@ class OurProcess:
         self.process.kill()
         self.process.wait()
 
-    def wait_exit(self, deadline_seconds: float = 15) -> int:
+    def wait_exit(self, deadline_seconds: float = 30) -> int:
         """Return the exit code, negative for a signal."""
         try:
             return self.process.wait(deadline_seconds)
@@ -108,7 +108,7 @@ class OurProcess:
                 f"{self.last_lines()}"
             ) from None
 
-    def wait_log(self, text: str, *, after: int = 0, deadline_seconds: float = 15) -> int:
+    def wait_log(self, text: str, *, after: int = 0, deadline_seconds: float = 30) -> int:
         """Wait until `text` is in the output from character `after` on.
 
         Returns where it ends, to be given as `after` to the next wait.

@@ -23,11 +23,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """retry_after_seconds: what the third party asked for; it wins over the schedule."""
+    """
+    retry_after_seconds: what the third party asked for; it wins over the schedule.
+    disables: it wants no more messages here at all, until a person has seen to the destination.
+    """
 
     code: str
     excerpt: str = ""
     retry_after_seconds: float | None = None
+    disables: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,15 @@ def cut_excerpt(text: str) -> str:
     """
     At most 200 characters on one line, so that no answer floods a log or a page.
 
-    Lone surrogates, which stand for what was no UTF-8, are no text that a database takes.
+    Lone surrogates, which stand for what was no UTF-8, are no text that a database takes. Control
+    characters, which steer terminals and turn the direction of writing, become `\\x1b`.
     """
     line = " ".join(text.encode(errors="replace").decode().split())
+    line = "".join(map(_visible, line))
     if len(line) <= EXCERPT_LIMIT_CHARACTERS:
         return line
     return line[: EXCERPT_LIMIT_CHARACTERS - 1] + "…"
+
+
+def _visible(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()

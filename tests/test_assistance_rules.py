@@ -308,6 +308,9 @@ class TestVerdict:
     def test_an_excerpt_is_one_line_of_bounded_length(self, text: str) -> None:
         excerpt = cut_excerpt(text)
         assert len(excerpt) <= EXCERPT_LIMIT_CHARACTERS
-        assert len(excerpt.splitlines()) <= 1
-        if len(excerpt) < EXCERPT_LIMIT_CHARACTERS:
+        assert excerpt.isprintable()
+        if len(excerpt) < EXCERPT_LIMIT_CHARACTERS and text.replace("\n", " ").isprintable():
             assert excerpt.split() == text.split()
+
+    def test_an_excerpt_steers_no_terminal(self) -> None:
+        assert cut_excerpt("a\x1b[2Jb\r\n\u202ec\x00") == "a\\x1b[2Jb \\u202ec\\x00"

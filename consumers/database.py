@@ -27,12 +27,16 @@ from runtime.mongo import (
     is_transient,
     open_client,
 )
+from runtime.monitoring import Monitor
 from runtime.retry import growing_delays
 from runtime.settings import MongoSettings
 from runtime.shutdown import Stop
 
 #: A server that is frozen answers nothing; the next try may find another primary.
 TRY_SECONDS = 5.0
+
+#: How soon readiness tells that MongoDB has gone, or is back.
+PING_SECONDS = 2.0
 
 Result = TypeVar("Result")
 
@@ -43,15 +47,25 @@ class GivenUp(Exception):
 
 @asynccontextmanager
 async def open_database(
-    settings: MongoSettings, process: str, stop: Stop
+    settings: MongoSettings, process: str, stop: Stop, monitor: Monitor | None = None
 ) -> AsyncIterator[Database]:
     """
     The database, checked and with its indexes, as soon as MongoDB is there.
+
+    monitor: is told whether MongoDB answers.
 
     Raises UnsuitableServer, or GivenUp.
     """
     client = open_client(settings.mongodb_url.get_secret_value(), process=process)
     database: Database = client[settings.mongodb_database]
+
+    async def ping() -> bool:
+        await client.admin.command("ping")
+        return True
+
+    if monitor is not None:
+        answered = monitor.look_up(ping, every_seconds=PING_SECONDS)
+        monitor.ready_when(lambda: None if answered.value else "MongoDB does not answer")
 
     async def prepare() -> None:
         await check_server(client)

@@ -14,16 +14,19 @@ from hashlib import sha256
 from typing import Any
 
 from loguru import logger
+from prometheus_client import Counter
 
 from assistance.collection import DEAD_LETTERS
 from assistance.events import read_hint
 from consumers.database import insist, open_database
 from consumers.hints import Hints
+from consumers.metrics import letters_stored
 from consumers.receiving import Receiver, Subscription
 from consumers.settings import DeadLetterSettings
 from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
 from outbox.errors import UndecodableBody
 from runtime.mongo import Database
+from runtime.monitoring import monitored
 from runtime.rabbit import Channel, Message
 from runtime.shutdown import Stop
 
@@ -83,7 +86,10 @@ def read_letter(message: Message) -> Letter:
 
 
 class DeadLetters:
-    def __init__(self, database: Database) -> None:
+    """stored: counted by `decision`."""
+
+    def __init__(self, database: Database, stored: Counter) -> None:
+        self._stored = stored
         self._letters = database[DEAD_LETTERS]
         self._hints = Hints(database)
 
@@ -92,6 +98,7 @@ class DeadLetters:
         decision = await insist(lambda: self._decide(letter))
         await insist(lambda: self._store(letter, decision))
         queue.ack(message)
+        self._stored.labels(decision.value).inc()
         logger.warning(
             "letter.stored",
             letter_id=letter.id,
@@ -142,13 +149,19 @@ def _shown(body: bytes) -> str:
 
 async def run_dead_letters(settings: DeadLetterSettings, stop: Stop) -> None:
     """Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start."""
-    async with open_database(settings, "dead-letters", stop) as database:
+    async with (
+        monitored(settings, "dead-letters") as monitor,
+        open_database(settings, "dead-letters", stop, monitor) as database,
+    ):
+        stored = letters_stored(monitor.registry)
         subscription = Subscription(
             name="dead-letters",
             queue=DEAD_LETTERS_QUEUE,
             concurrency=CONCURRENCY,
             grace_seconds=settings.shutdown_grace_seconds,
             declare=declare_dead_letters,
-            handle=DeadLetters(database).handle,
+            handle=DeadLetters(database, stored).handle,
         )
-        await Receiver(settings, subscription, stop).run()
+        receiver = Receiver(settings, subscription, stop)
+        monitor.ready_when(lambda: receiver.why_not_ready)
+        await receiver.run()

@@ -52,8 +52,16 @@ class Receiver:
         self._subscription = subscription
         self._stop = stop
         self._served = False
+        self._trouble: str | None = "is not being received yet"
         self._free = asyncio.Semaphore(subscription.concurrency)
         self._in_hand: set[asyncio.Task[None]] = set()
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """Why no message comes, in words; None while the queue is being received."""
+        if self._stop.requested:
+            return "it is stopping"
+        return self._trouble and f"the queue {self._subscription.queue} {self._trouble}"
 
     async def run(self) -> None:
         """
@@ -70,6 +78,7 @@ class Receiver:
             except BrokerError as trouble:
                 if isinstance(trouble, BrokerRefused) and not self._served:
                     raise
+                self._trouble = f"is not being received: RabbitMQ: {trouble}"
                 logger.warning("broker.away", reason=str(trouble), in_hand=len(self._in_hand))
                 if monotonic() - began_at > GOOD_CONNECTION_SECONDS:
                     delays = growing_delays()
@@ -93,7 +102,7 @@ class Receiver:
                 prefetch=subscription.concurrency * PREFETCH_RATIO,
                 on_message=arrived.put_nowait,
             )
-            self._served = True
+            self._served, self._trouble = True, None
             logger.info("queue.receiving", queue=subscription.queue)
             await self._begin_until_over(arrived, channel, connection.closed)
             await self._finish()

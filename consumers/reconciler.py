@@ -14,8 +14,10 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 from assistance.delivery import DeliveryState
 from consumers.database import TRY_SECONDS, insist, open_database
 from consumers.hints import Hints, Owed, Step
+from consumers.metrics import deliveries_seen_to
 from consumers.settings import ReconcilerSettings
 from runtime.mongo import Database, is_transient
+from runtime.monitoring import monitored
 from runtime.shutdown import Stop
 
 #: Most deliveries seen to between two rests: after an outage the hints come back as a stream that
@@ -102,8 +104,12 @@ def why(owed: Owed) -> str:
 
 async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
     """See to what is owed, again and again, until asked to stop. Raises UnsuitableServer."""
-    async with open_database(settings, "reconciler", stop) as database:
+    async with (
+        monitored(settings, "reconciler") as monitor,
+        open_database(settings, "reconciler", stop, monitor) as database,
+    ):
+        seen_to = deliveries_seen_to(monitor.registry)
         reconciler = Reconciler(database, stop)
         while not stop.requested:
-            await insist(reconciler.run_once, stop, try_seconds=None)
+            seen_to.inc(await insist(reconciler.run_once, stop, try_seconds=None))
             await stop.rest(settings.reconciler_interval_seconds)

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from assistance.retry_policy import DEFAULT_DELAYS_SECONDS, RetryPolicy
 from assistance.routing import RoutingTable
-from runtime.settings import MongoSettings, RabbitSettings
+from runtime.settings import MongoSettings, MonitoringSettings, RabbitSettings, port_from
 
 #: What a call in process may wait before its second try; each further one waits twice as long.
 FIRST_PAUSE_SECONDS = 0.5
@@ -35,13 +35,14 @@ class TopologySettings(RabbitSettings, RoutingTable):
     )
 
 
-class ReceivingSettings(MongoSettings, RabbitSettings):
+class ReceivingSettings(MongoSettings, RabbitSettings, MonitoringSettings):
     shutdown_grace_seconds: float = Field(
         default=25.0, gt=0, description="how long a stop waits for what is in hand"
     )
 
 
 class WorkerSettings(ReceivingSettings, TopologySettings):
+    monitoring_port: int = port_from(8020)
     retry_delays_seconds: Annotated[
         tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_numbers)
     ] = Field(
@@ -98,10 +99,13 @@ class WorkerSettings(ReceivingSettings, TopologySettings):
 
 
 class DeadLetterSettings(ReceivingSettings):
-    """What every receiver needs, and nothing else."""
+    """What every receiver needs, and a port of its own."""
+
+    monitoring_port: int = port_from(8030)
 
 
-class ReconcilerSettings(MongoSettings):
+class ReconcilerSettings(MongoSettings, MonitoringSettings):
+    monitoring_port: int = port_from(8040)
     reconciler_interval_seconds: float = Field(
         default=1.0, gt=0, description="rest between two looks at what is due"
     )

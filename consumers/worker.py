@@ -24,9 +24,11 @@ from consumers import channels, topology
 from consumers.database import insist, open_database
 from consumers.hints import Hints
 from consumers.ledger import NONE_LEFT, Claim, Ledger, Recorded, Refusal, Refused, verdict_word
+from consumers.metrics import AttemptMetrics
 from consumers.receiving import Receiver, Subscription, where
 from consumers.settings import FIRST_PAUSE_SECONDS, WorkerSettings
 from outbox.errors import UndecodableBody
+from runtime.monitoring import monitored
 from runtime.rabbit import Channel, Message
 from runtime.retry import call_again
 from runtime.shutdown import Stop
@@ -56,6 +58,7 @@ class Worker:
         third_party: channels.Channel,
         ledger: Ledger,
         hints: Hints,
+        metrics: AttemptMetrics,
         stop: Stop,
     ) -> None:
         self._settings = settings
@@ -63,6 +66,7 @@ class Worker:
         self._third_party = third_party
         self._ledger = ledger
         self._hints = hints
+        self._metrics = metrics
         self._stop = stop
 
     async def handle(self, message: Message, queue: Channel) -> None:
@@ -157,6 +161,7 @@ class Worker:
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         written = await insist(lambda: self._ledger.record(claim, outcome.verdict, outcome.calls))
+        self._metrics.note(outcome.verdict, outcome.calls, outcome.duration_seconds)
         attempted = logger.bind(
             destination=claim.destination,
             attempt=claim.attempt,
@@ -205,14 +210,18 @@ async def run_worker(
             delivery_limit=settings.delivery_limit,
         )
 
-    async with open_database(settings, name, stop) as database:
+    async with (
+        monitored(settings, name) as monitor,
+        open_database(settings, name, stop, monitor) as database,
+    ):
         ledger = Ledger(
             database,
             policy=settings.retry_policy,
             lease_seconds=settings.lease_seconds,
             worker=f"{socket.gethostname()}/{os.getpid()}",
         )
-        worker = Worker(settings, destination, third_party, ledger, Hints(database), stop)
+        metrics = AttemptMetrics(monitor.registry, destination)
+        worker = Worker(settings, destination, third_party, ledger, Hints(database), metrics, stop)
         subscription = Subscription(
             name=name,
             queue=topology.deliveries_queue(destination),
@@ -221,7 +230,9 @@ async def run_worker(
             declare=declare,
             handle=worker.handle,
         )
+        receiver = Receiver(settings, subscription, stop)
+        monitor.ready_when(lambda: receiver.why_not_ready)
         try:
-            await Receiver(settings, subscription, stop).run()
+            await receiver.run()
         finally:
             await third_party.close()

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from runtime.settings import MongoSettings, RabbitSettings
+from runtime.settings import MongoSettings, MonitoringSettings, RabbitSettings
 
 
 class OutboxSettings(MongoSettings):
@@ -19,7 +19,7 @@ class OutboxSettings(MongoSettings):
     )
 
 
-class RelaySettings(OutboxSettings, RabbitSettings):
+class RelaySettings(OutboxSettings, RabbitSettings, MonitoringSettings):
     relay_window_messages: int = Field(
         default=1000,
         ge=1,

@@ -19,6 +19,9 @@ from pymongo.uri_parser import parse_uri
 #: sysexits.h: something was wrong with the configuration.
 EXIT_CONFIGURATION = 78
 
+#: Several processes of one kind on a host share a setting and find ports side by side.
+MONITORING_PORTS = 10
+
 
 def _url(name: str, schemes: tuple[str, ...], parse: Callable[[str], None]) -> AfterValidator:
     """
@@ -119,6 +122,27 @@ class RabbitSettings(ProcessSettings):
     events_exchange: str = Field(
         default="events", min_length=1, max_length=255, description="the topic exchange for events"
     )
+
+
+def port_from(first: int) -> Any:
+    return Field(
+        default=first,
+        ge=0,
+        le=65535,
+        description=f"and their port; when it is taken, the next free one of {MONITORING_PORTS}; "
+        "0 for none",
+    )
+
+
+class MonitoringSettings(ProcessSettings):
+    """Each process begins at a port of its own, so that all of them can share a host."""
+
+    monitoring_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="the address of /metrics, /livez and /readyz, which anybody may read",
+    )
+    monitoring_port: int = port_from(8010)
 
 
 Settings = TypeVar("Settings", bound=SettingsTable)

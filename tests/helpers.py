@@ -159,5 +159,7 @@ def bare_environment() -> dict[str, str]:
     """Give what a Python process needs, and none of the settings of whoever runs the tests."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
-        "PYTHONUNBUFFERED": "1"
+        "PYTHONUNBUFFERED": "1",
+        # a test that looks says itself where; all others leave the default ports alone
+        "MONITORING_PORT": "0",
     }

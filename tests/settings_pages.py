@@ -143,7 +143,8 @@ def _row(name: str, variants: Mapping[Setting, list[str]]) -> str:
         _default_cell(setting) + (f" ({', '.join(processes)})" if len(variants) > 1 else "")
         for setting, processes in variants.items()
     )
-    meanings = "; ".join(setting.meaning for setting in variants).replace("|", "\\|")
+    meanings = "; ".join(dict.fromkeys(setting.meaning for setting in variants))
+    meanings = meanings.replace("|", "\\|")
     return f"| `{name}` | {defaults} | {', '.join(readers)} | {meanings} |"
 
 

@@ -1,0 +1,248 @@
+"""
+What a process says about itself over HTTP: `/metrics`, `/livez`, `/readyz`.
+
+    async with monitored(settings, "worker-slack") as monitor:
+        failures = Counter("letters", "…", registry=monitor.registry)
+        backlog = monitor.look_up(count_backlog, every_seconds=10)
+        monitor.gauge("backlog_count", "…", lambda: backlog.value)
+        monitor.ready_when(lambda: receiver.trouble)
+
+It answers on the process' own loop, so a loop that hangs does not answer, and whoever probes
+notices. What it reads for an answer stands in memory; what must be asked for is looked up beside.
+"""
+
+import asyncio
+import errno
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Generic, TypeVar
+
+import prometheus_client
+import pymongo
+import uvicorn
+from loguru import logger
+from prometheus_client import CollectorRegistry, Info, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from runtime.settings import MONITORING_PORTS, MonitoringSettings
+
+#: A look that takes longer counts as failed: what it was to find is unknown.
+LOOK_SECONDS = 3.0
+
+Found = TypeVar("Found")
+
+
+class Latest(Generic[Found]):
+    """value: what the last look found; None while unknown, as after a look that failed."""
+
+    value: Found | None = None
+
+
+class Monitor:
+    """registry: for the counters and histograms of `prometheus_client`; never the global one."""
+
+    def __init__(self, process: str) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        Info("process", "which process this is", registry=self.registry).info({"process": process})
+        self._checks: list[Callable[[], str | None]] = []
+        self._looks: list[asyncio.Task[None]] = []
+
+    def gauge(self, name: str, meaning: str, read: Callable[[], float | None]) -> None:
+        """A number read at each scrape from memory; absent while it is None."""
+
+        def samples() -> Mapping[str, float]:
+            value = read()
+            return {} if value is None else {"": value}
+
+        self.registry.register(_Gauge(name, meaning, samples))
+
+    def gauges(
+        self,
+        name: str,
+        meaning: str,
+        read: Callable[[], Mapping[str, float] | None],
+        *,
+        label: str,
+    ) -> None:
+        """The same for several numbers, by the value of one label, such as `destination`."""
+        self.registry.register(_Gauge(name, meaning, lambda: read() or {}, label))
+
+    def look_up(
+        self, look: Callable[[], Awaitable[Found]], *, every_seconds: float
+    ) -> Latest[Found]:
+        """
+        Have something looked up again and again beside the work, with a rest between two looks.
+
+        What a look raises makes its value unknown, and is logged once while it stays the same.
+        """
+        latest = Latest[Found]()
+        self._looks.append(asyncio.create_task(_look_on(look, latest, every_seconds)))
+        return latest
+
+    def ready_when(self, why_not: Callable[[], str | None]) -> None:
+        """One of the conditions of readiness: None when it is met, else the reason in words."""
+        self._checks.append(why_not)
+
+    def why_not_ready(self) -> str | None:
+        if not self._checks:
+            return "it is starting"
+        reasons = (check() for check in self._checks)
+        return "; ".join(reason for reason in reasons if reason) or None
+
+    async def end_looks(self) -> None:
+        for look in self._looks:
+            look.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def monitored(settings: MonitoringSettings, process: str) -> AsyncIterator[Monitor]:
+    """
+    A monitor whose pages are served for as long as the block lasts.
+
+    Without a free port the process goes on unseen, with a warning: its work matters more.
+    """
+    monitor = Monitor(process)
+    listener = _bind(settings)
+    if listener is None:
+        serving = None
+    else:
+        server = _Server(monitor)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        host, port, *_ = listener.getsockname()
+        logger.info("monitoring.listening", address=host, port=port)
+    try:
+        yield monitor
+    finally:
+        await monitor.end_looks()
+        if serving is not None:
+            server.should_exit = True
+            await serving
+
+
+def _bind(settings: MonitoringSettings) -> socket.socket | None:
+    host, first = settings.monitoring_host, settings.monitoring_port
+    if first == 0:
+        return None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reason = ""
+    for port in range(first, min(first + MONITORING_PORTS, 65536)):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            reason = f"{host}:{port}: {error.strerror or error}"
+            if error.errno != errno.EADDRINUSE:
+                break
+        else:
+            return listener
+    logger.warning("monitoring.off", reason=f"{reason}: correct MONITORING_HOST or MONITORING_PORT")
+    return None
+
+
+async def _look_on(
+    look: Callable[[], Awaitable[Found]], latest: Latest[Found], every_seconds: float
+) -> None:
+    told = None
+    while True:
+        try:
+            with pymongo.timeout(LOOK_SECONDS):
+                latest.value = await look()
+        except Exception as error:  # noqa: BLE001  # a missing number must not end the process
+            latest.value = None
+            # its words may hold the topology, or what people wrote
+            reason = type(error).__name__
+            if told != reason:
+                logger.warning("monitoring.unknown", look=_name(look), error=reason)
+            told = reason
+        else:
+            told = None
+        await asyncio.sleep(every_seconds)
+
+
+def _name(look: Callable[..., Any]) -> str:
+    return getattr(look, "__qualname__", type(look).__name__)
+
+
+class _Gauge(Collector):
+    def __init__(
+        self,
+        name: str,
+        meaning: str,
+        samples: Callable[[], Mapping[str, float]],
+        label: str | None = None,
+    ) -> None:
+        self._name, self._meaning = name, meaning
+        self._labels = [] if label is None else [label]
+        self._samples = samples
+
+    def describe(self) -> Iterable[Metric]:
+        # by name only: nothing is known yet when it is registered
+        return [self._family()]
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family()
+        for label, value in self._samples().items():
+            family.add_metric([label] if self._labels else [], value)
+        return [family]
+
+    def _family(self) -> GaugeMetricFamily:
+        return GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, monitor: Monitor) -> None:
+        super().__init__(
+            uvicorn.Config(
+                _pages(monitor),
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=32,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        # the process has its own idea of SIGTERM
+        yield
+
+
+def _pages(monitor: Monitor) -> Callable[..., Awaitable[None]]:
+    metrics = prometheus_client.make_asgi_app(monitor.registry)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        match scope["path"]:
+            case "/metrics":
+                await metrics(scope, receive, send)
+            case "/livez":
+                await _say(send, 200, {"status": "alive"})
+            case "/readyz":
+                reason = monitor.why_not_ready()
+                if reason is None:
+                    await _say(send, 200, {"status": "ready"})
+                else:
+                    await _say(send, 503, {"status": "not_ready", "reason": reason})
+            case _:
+                await _say(send, 404, {"status": "ask for /metrics, /livez or /readyz"})
+
+    return answer
+
+
+async def _say(send: Any, status: int, body: Mapping[str, str]) -> None:
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    with suppress(OSError):
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})

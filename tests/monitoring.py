@@ -1,0 +1,40 @@
+"""Reads what a process says about itself."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from sandbox.ports import LOOPBACK
+
+
+class Monitoring:
+    def __init__(self, port: int) -> None:
+        self._http = httpx.Client(base_url=f"http://{LOOPBACK}:{port}", trust_env=False)
+
+    def alive(self) -> bool:
+        try:
+            return self._http.get("/livez").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def why_not_ready(self) -> str | None:
+        """The reason in words; None when it is ready."""
+        try:
+            answer = self._http.get("/readyz")
+        except httpx.TransportError as error:
+            return f"no answer: {error}"
+        assert (answer.status_code == 200) == (answer.json()["status"] == "ready")
+        return answer.json().get("reason")
+
+    def samples(self) -> dict[str, float]:
+        """`name` or `name{label="value"}` -> value, as they stand on the page."""
+        text = self._http.get("/metrics").raise_for_status().text
+        return {
+            sample.name + _labels(sample.labels): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+def _labels(labels: dict[str, str]) -> str:
+    pairs = (f'{name}="{value}"' for name, value in labels.items())
+    return f"{{{','.join(pairs)}}}" if labels else ""

@@ -7,6 +7,7 @@ from assistance.request import Status
 
 ASSISTANCES = "assistances"
 DEAD_LETTERS = "dead_letters"
+IDEMPOTENCY_KEYS = "idempotency_keys"
 
 ASSISTANCES_INDEXES: tuple[dict[str, Any], ...] = (
     {
@@ -54,6 +55,10 @@ ASSISTANCES_VALIDATOR: dict[str, Any] = {
         },
     }
 }
+
+IDEMPOTENCY_KEYS_INDEXES: tuple[dict[str, Any], ...] = (
+    {"name": "expiry", "key": {"expire_at": 1}, "expireAfterSeconds": 0},
+)
 
 DEAD_LETTERS_INDEXES: tuple[dict[str, Any], ...] = (
     {"name": "newest", "key": {"last_seen_at": -1}},

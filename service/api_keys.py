@@ -18,16 +18,16 @@ API_KEY_HEADER = APIKeyHeader(name="X-API-KEY", scheme_name="api_key", auto_erro
 
 class ApiKeys:
     def __init__(self, keys: Iterable[SecretStr]) -> None:
-        self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
+        self._digests = [digest(key.get_secret_value().encode()) for key in keys]
 
     def know(self, key: bytes) -> bool:
         """Takes the same time whichever key it is and wherever it differs."""
-        sent = _digest(key)
+        sent = digest(key)
         matches = [hmac.compare_digest(sent, known) for known in self._digests]
         return any(matches)
 
 
-def _digest(key: bytes) -> bytes:
+def digest(key: bytes) -> bytes:
     # digests are equally long; comparing the keys themselves would tell their length
     return sha256(key).digest()
 
@@ -35,6 +35,8 @@ def _digest(key: bytes) -> bytes:
 def guarded_by(keys: ApiKeys) -> type[APIRoute]:
     """
     Routes that ask for the key before anything else.
+
+    Who calls is then known as `request.state.caller`, the digest of the key.
 
     FastAPI reads and parses the body before it runs a dependency: a stranger would be told what is
     wrong with his JSON.
@@ -45,9 +47,11 @@ def guarded_by(keys: ApiKeys) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handle_known_caller(request: Request) -> Response:
-                key = request.headers.get(API_KEY_HEADER.model.name, "")
-                if not keys.know(key.encode("latin-1")):  # as the header's bytes were decoded
+                # as the header's bytes were decoded
+                key = request.headers.get(API_KEY_HEADER.model.name, "").encode("latin-1")
+                if not keys.know(key):
                     raise unauthorized()
+                request.state.caller = digest(key)
                 return await handle(request)
 
             return handle_known_caller

@@ -23,8 +23,8 @@ DESCRIPTION = (
     "answered 202 is stored for good and is never lost."
 )
 
-#: Beside the statuses that each call names. It also keeps FastAPI from telling of 422, which this
-#: API never answers.
+#: Beside the statuses that each call names. It also keeps FastAPI from telling of its own 422: what
+#: is invalid is answered 400.
 ANY_OTHER_PROBLEM: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "Any other problem, such as 404 or 405",
@@ -62,6 +62,7 @@ def create_app(settings: ServiceSettings, client: Client, readiness: Readiness) 
                 client, client[settings.mongodb_database], settings.api_deadline_seconds
             ),
             readiness=readiness,
+            idempotency_window_seconds=settings.idempotency_window_seconds,
         )
     )
     app.include_router(health_router(readiness))
@@ -87,7 +88,8 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
 async def _answer_commit_unknown(request: Request, error: Exception) -> Response:
     note(request.scope, error=type(error).__name__)
     return problems.unavailable(
-        "MongoDB did not confirm in time: the request was accepted as a whole or not at all"
+        "MongoDB did not confirm in time: the request was accepted as a whole or not at all; "
+        "with an Idempotency-Key it is safe to ask again"
     ).response(request.scope)
 
 

@@ -14,6 +14,7 @@ from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
 from assistance.routing import Routing
 from service import problems
 from service.api_keys import API_KEY_HEADER, ApiKeys, guarded_by
+from service.idempotency import REPLAYED_HEADER, Receipt, idempotency_key, receipt
 from service.readiness import Readiness
 from service.request_log import note
 from service.requests import Requests
@@ -43,7 +44,12 @@ class Assistance(BaseModel):
 
 
 def assistances_router(
-    *, routing: Routing, keys: ApiKeys, requests: Requests, readiness: Readiness
+    *,
+    routing: Routing,
+    keys: ApiKeys,
+    requests: Requests,
+    readiness: Readiness,
+    idempotency_window_seconds: float,
 ) -> APIRouter:
     topics = routing.topics
     wrong_topic = _wrong_topic(topics)
@@ -81,34 +87,65 @@ def assistances_router(
         responses={
             HTTPStatus.ACCEPTED.value: {
                 "description": "It is stored and will be handed over; it cannot be lost any more",
-                "headers": {"Location": {"schema": {"type": "string"}, "example": EXAMPLE_PATH}},
+                "headers": {
+                    "Location": {"schema": {"type": "string"}, "example": EXAMPLE_PATH},
+                    REPLAYED_HEADER: {
+                        "description": "There when this is the answer to an earlier call with the "
+                        "same `Idempotency-Key`",
+                        "schema": {"type": "string"},
+                        "example": "true",
+                    },
+                },
             },
             **problems.documented(
                 problems.invalid_request(
                     [{"path": "body.topic", "code": "enum", "message": wrong_topic.message()}]
                 ),
                 problems.unauthorized(),
+                problems.request_in_progress(),
                 problems.body_too_large(16 * 1024),
+                problems.idempotency_key_reused(),
                 problems.internal_error(),
                 problems.unavailable("MongoDB does not answer; nothing was accepted"),
                 instance=PATH,
             ),
         },
     )
-    async def create(new: NewAssistance, request: Request, response: Response) -> Accepted:
-        request_id = uuid4()
-        note(request.scope, request_id=str(request_id))
+    async def create(
+        new: NewAssistance,
+        key: Annotated[str | None, Depends(idempotency_key)],
+        request: Request,
+        response: Response,
+    ) -> Accepted:
+        request_id, now = str(uuid4()), datetime.now(UTC)
         acceptance = accept(
-            request_id=str(request_id),
+            request_id=request_id,
             topic=new.topic,
             description=new.description,
             destinations=routing.destinations_of(new.topic),
-            now=datetime.now(UTC),
+            now=now,
         )
-        await requests.insert(acceptance)
+        note(request.scope, request_id=request_id)
+        if key is None:
+            await requests.insert(acceptance)
+        else:
+            ours = receipt(
+                caller=request.state.caller,
+                key=key,
+                topic=new.topic,
+                description=new.description,
+                request_id=request_id,
+                now=now,
+                window_seconds=idempotency_window_seconds,
+            )
+            standing = _same_call(ours, await requests.insert_once(acceptance, ours))
+            if standing["request_id"] != request_id:
+                request_id = standing["request_id"]
+                note(request.scope, request_id=request_id, replayed=True)
+                response.headers[REPLAYED_HEADER] = "true"
         link = f"{PATH}/{request_id}"
         response.headers["Location"] = link
-        return Accepted(id=request_id, status=Status.ACCEPTED, link=link)
+        return Accepted(id=UUID(request_id), status=Status.ACCEPTED, link=link)
 
     @router.get(
         f"{PATH}/{{id}}",
@@ -132,6 +169,15 @@ def assistances_router(
         return Assistance.model_validate({**found, "id": found["_id"]})
 
     return router
+
+
+def _same_call(ours: Receipt, standing: Receipt | None) -> Receipt:
+    """Raises Problem where the receipt that stands is another call's, or none yet."""
+    if standing is None:
+        raise problems.request_in_progress()
+    if standing["fingerprint"] != ours["fingerprint"]:
+        raise problems.idempotency_key_reused()
+    return standing
 
 
 def _wrong_topic(topics: Sequence[str]) -> PydanticKnownError:

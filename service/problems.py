@@ -21,8 +21,13 @@ INVALID_REQUEST = "invalid_request"
 UNAUTHORIZED = "unauthorized"
 REQUEST_NOT_FOUND = "request_not_found"
 BODY_TOO_LARGE = "body_too_large"
+REQUEST_IN_PROGRESS = "request_in_progress"
+IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
 UNAVAILABLE = "unavailable"
 INTERNAL_ERROR = "internal_error"
+
+#: A request is accepted within milliseconds, or not at all.
+IN_PROGRESS_RETRY_AFTER_SECONDS = 1
 
 #: MongoDB elects a new primary in a few seconds; asking every two is often enough.
 RETRY_AFTER_SECONDS = 2
@@ -96,6 +101,23 @@ def unauthorized() -> Problem:
 
 def request_not_found() -> Problem:
     return Problem(HTTPStatus.NOT_FOUND, REQUEST_NOT_FOUND, "No assistance request has this id")
+
+
+def request_in_progress() -> Problem:
+    return Problem(
+        HTTPStatus.CONFLICT,
+        REQUEST_IN_PROGRESS,
+        "A call with this Idempotency-Key is still being answered; try again",
+        headers={"Retry-After": str(IN_PROGRESS_RETRY_AFTER_SECONDS)},
+    )
+
+
+def idempotency_key_reused() -> Problem:
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        IDEMPOTENCY_KEY_REUSED,
+        "This Idempotency-Key came with another topic or description before; choose a new key",
+    )
 
 
 def body_too_large(limit_bytes: int) -> Problem:

@@ -8,6 +8,8 @@ from assistance.collection import (
     ASSISTANCES,
     ASSISTANCES_INDEXES,
     ASSISTANCES_VALIDATOR,
+    IDEMPOTENCY_KEYS,
+    IDEMPOTENCY_KEYS_INDEXES,
 )
 from outbox.collection import INDEXES, OUTBOX
 from runtime.mongo import Client, Database, check_server, ensure_collection
@@ -72,6 +74,7 @@ class Readiness:
             validator=ASSISTANCES_VALIDATOR,
         )
         await ensure_collection(self._database, OUTBOX, indexes=INDEXES)
+        await ensure_collection(self._database, IDEMPOTENCY_KEYS, indexes=IDEMPOTENCY_KEYS_INDEXES)
 
     def _tell(self, reason: str) -> None:
         # once a reason, not once a try

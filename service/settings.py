@@ -62,6 +62,12 @@ class ServiceSettings(MongoSettings, RoutingTable):
         le=30,
         description="how long one call waits for MongoDB before it is answered 503",
     )
+    idempotency_window_seconds: float = Field(
+        default=24 * 3600,
+        ge=60,
+        le=30 * 24 * 3600,
+        description="how long an `Idempotency-Key` is remembered; up to a minute longer",
+    )
     shutdown_grace_seconds: float = Field(
         default=10, ge=1, le=300, description="how long requests may still take after SIGTERM"
     )

@@ -23,7 +23,7 @@ import yaml
 from pymongo import MongoClient
 from typer.main import get_command
 
-from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.collection import ASSISTANCES, DEAD_LETTERS, IDEMPOTENCY_KEYS
 from assistance.routing import RoutingTable
 from consumers import topology
 from consumers.settings import TopologySettings
@@ -237,7 +237,7 @@ def test_every_user_of_a_server_is_made_by_its_step() -> None:
 
 
 def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
-    known = {ASSISTANCES, OUTBOX, DEAD_LETTERS, CHECKPOINTS, OPERATIONS, ""}
+    known = {ASSISTANCES, IDEMPOTENCY_KEYS, OUTBOX, DEAD_LETTERS, CHECKPOINTS, OPERATIONS, ""}
 
     assert {grant["collection"] for grants in ROLES.values() for grant in grants} == known
     assert all(grant["why"] for grants in ROLES.values() for grant in grants)

@@ -1,9 +1,7 @@
 """`python -m relay run`, `... position show | reset`, `... held list | release | discard`"""
 
 import asyncio
-import getpass
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -17,11 +15,12 @@ from rich.table import Table
 
 from relay import operations
 from relay.checkpoint import CHECKPOINTS
-from relay.operations import NothingToDo, Operator, Wish
+from relay.operations import Wish
 from relay.relay import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, DatabaseError, UnsuitableServer, check_server, open_client
+from runtime.operations import NothingToDo, Operator, Who, Why, operator
 from runtime.rabbit import BrokerRefused
 from runtime.settings import load_settings
 from runtime.shutdown import Stop
@@ -30,13 +29,6 @@ Result = TypeVar("Result")
 
 #: How long a command waits for the leader to carry out a wish before it leaves it to the future.
 PATIENCE_SECONDS = 10.0
-
-
-def current_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return f"uid {os.getuid()}"
 
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -48,8 +40,6 @@ commands.add_typer(position, name="position")
 commands.add_typer(held, name="held")
 
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
-Why = Annotated[str, typer.Option(help="kept with what was done")]
-Who = Annotated[str, typer.Option(help="kept as well", default_factory=current_user)]
 EventIds = Annotated[list[str], typer.Argument(help="the events' ids, as `held list` shows them")]
 
 
@@ -145,12 +135,6 @@ def wish(what: Wish, event_ids: list[str], asking: Operator) -> None:
 
     for event_id, result in with_database(ask_and_wait).items():
         typer.echo(f"{event_id}: {result or 'recorded; the next leader carries it out'}")
-
-
-def operator(*, who: str, why: str) -> Operator:
-    if not why.strip():
-        raise typer.BadParameter("say why: it is kept with what was done", param_hint="--why")
-    return Operator(who, why)
 
 
 def with_database(work: Callable[[Database, OutboxSettings], Awaitable[Result]]) -> Result:

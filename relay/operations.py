@@ -11,11 +11,10 @@ next epoch, so a leader that runs notices, and begins anew with a hand-over.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from bson import Binary, ObjectId
 from bson.errors import InvalidId
@@ -23,8 +22,7 @@ from bson.errors import InvalidId
 from relay.checkpoint import CHECKPOINTS
 from relay.held import WAITING_STATES
 from runtime.mongo import ANY_WRITER, Database, Session, in_transaction
-
-OPERATIONS = "operations"
+from runtime.operations import OPERATIONS, NothingToDo, Operator, operation, record_done
 
 INDEXES: tuple[dict[str, Any], ...] = (
     {
@@ -45,18 +43,6 @@ class Wish(StrEnum):
 
 
 RESET_POSITION = "reset_position"
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """who asks, and why: both are kept with what was done."""
-
-    who: str
-    why: str
-
-
-class NothingToDo(Exception):
-    """The command asks for what is not there; nothing was changed."""
 
 
 async def list_waiting(database: Database, collection: str, limit: int) -> list[dict[str, Any]]:
@@ -94,9 +80,9 @@ async def ask(
             found.append(document["_id"])
     if missing:
         raise NothingToDo(f"neither held nor parked: {', '.join(missing)}; nothing was changed")
-    wishes = [_operation(group, wish.value, operator, event_id=event_id) for event_id in found]
+    wishes = [operation(wish.value, operator, group=group, event_id=event_id) for event_id in found]
     await _operations(database).insert_many(wishes)
-    return [operation["_id"] for operation in wishes]
+    return [recorded["_id"] for recorded in wishes]
 
 
 async def reset_position(database: Database, group: str, operator: Operator) -> int:
@@ -122,9 +108,15 @@ async def reset_position(database: Database, group: str, operator: Operator) -> 
         if document is None:
             raise NothingToDo(f"group {group!r} has no position yet; nothing was changed")
         epoch: int = document["epoch"]
-        done = _operation(group, RESET_POSITION, operator, event_id=None)
-        done |= {"carried_out_at": datetime.now(UTC), "result": f"epoch {epoch} was taken"}
-        await database[OPERATIONS].insert_one(done, session=session)
+        await record_done(
+            database,
+            RESET_POSITION,
+            operator,
+            result=f"epoch {epoch} was taken",
+            session=session,
+            group=group,
+            event_id=None,
+        )
         return epoch
 
     return await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
@@ -155,20 +147,6 @@ async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, s
 def _operations(database: Database) -> Any:
     # ids of events stand in these documents as their writers made them
     return database.get_collection(OPERATIONS, codec_options=ANY_WRITER)
-
-
-def _operation(group: str, what: str, operator: Operator, *, event_id: Any) -> dict[str, Any]:
-    return {
-        "_id": str(uuid4()),
-        "group": group,
-        "what": what,
-        "event_id": event_id,
-        "who": operator.who,
-        "why": operator.why,
-        "asked_at": datetime.now(UTC),
-        "carried_out_at": None,
-        "result": None,
-    }
 
 
 def _readings(event_id: str) -> list[Any]:

@@ -43,6 +43,7 @@ from runtime.mongo import (
     new_owner,
     open_client,
 )
+from runtime.operations import OPERATIONS
 from runtime.rabbit import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -111,7 +112,7 @@ async def _lead_once(settings: RelaySettings, client: Client, owner: str, stop: 
     await check_server(client)
     database = client[settings.mongodb_database]
     await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
-    await ensure_collection(database, operations.OPERATIONS, indexes=operations.INDEXES)
+    await ensure_collection(database, OPERATIONS, indexes=operations.INDEXES)
     async with hold_lock(settings, stop) as connection:
         channel = await connection.open_channel()
         checkpoint = await Checkpoint.take(

@@ -29,8 +29,8 @@ from consumers import topology
 from consumers.settings import TopologySettings
 from outbox.collection import OUTBOX
 from relay.checkpoint import CHECKPOINTS
-from relay.operations import OPERATIONS
 from relay.settings import RelaySettings
+from runtime.operations import OPERATIONS
 from runtime.settings import MongoSettings, RabbitSettings
 from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports

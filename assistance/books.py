@@ -7,7 +7,7 @@ in time, so an event may be missing once it is old enough; until then it must be
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from assistance import events
-from assistance.delivery import Delivery, is_open, next_look_at
+from assistance.delivery import Delivery, DeliveryState, is_open, next_look_at
 from assistance.request import Request, Status, next_due_at, status_of
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
@@ -57,6 +57,8 @@ class Reason(StrEnum):
     TO_BE_PUBLISHED = "hint to be published"
     CLAIM_EXPIRED = "claim expired"
     DUE = "due"
+    NEEDS_DECISION = "needs a decision"
+    PAUSED = "destination paused or down"
     DUE_LATER = "due later"
     IN_FLIGHT = "in flight"
     QUEUED = "queued"
@@ -77,12 +79,16 @@ def why_waiting(
     *,
     now: datetime,
     overdue_after_seconds: float = OVERDUE_AFTER_SECONDS,
+    resting: Collection[str] = (),
 ) -> Reason | None:
     """
     Where an open delivery stands; None for one that is closed.
 
     hint: the outbox document of its newest hint, or None where that has been removed.
+    resting: the destinations that are paused or down: what waits for them is seen to by nobody.
     """
+    if delivery["state"] == DeliveryState.NEEDS_DECISION:
+        return Reason.NEEDS_DECISION
     look_at = next_look_at(delivery)
     if look_at is None:
         return None
@@ -91,6 +97,8 @@ def why_waiting(
         return Reason.IN_FLIGHT
     if hint is not None and hint.get("state") != State.PUBLISHED:
         return _REASON_OF_HINT_STATE[hint.get("state")]
+    if delivery["destination"] in resting:
+        return Reason.PAUSED
     if now > look_at + timedelta(seconds=overdue_after_seconds):
         return Reason.OVERDUE
     if lease_until is not None:
@@ -120,8 +128,12 @@ def place_of(
     *,
     now: datetime,
     overdue_after_seconds: float = OVERDUE_AFTER_SECONDS,
+    resting: Collection[str] = (),
 ) -> Place:
-    """outbox_documents: all of this request's; `_id`, `type`, `seq` and `state` are looked at."""
+    """
+    outbox_documents: all of this request's; `_id`, `type`, `seq` and `state` are looked at.
+    resting: the destinations that are paused or down.
+    """
     hints = {document["_id"]: document for document in outbox_documents}
     reasons = [
         reason
@@ -132,6 +144,7 @@ def place_of(
                 hints.get(delivery["hint_event"]),
                 now=now,
                 overdue_after_seconds=overdue_after_seconds,
+                resting=resting,
             )
         )
     ]

@@ -5,12 +5,15 @@ The state machine of a delivery: one request on its way to one destination.
              ┌───────────────────────────────────────────────┐
              │                                               v
     born ─> waiting <── later, unknown (due_at grows) ─── claimed ── done ──────> succeeded
-             ^                                            │    │
-             │ redrive, by an operator only               │    └─ never,
-             │                                            │       attempts used up ─> failed
-             └── lease expired: the next claim takes it <─┘                            │
-             ^                                                                         │
-             └─────────────────────────────────────────────────────────────────────────┘
+             ^ ^ ^                                        │ │  │                      ^
+             │ │ │                                        │ │  └─ never,              │
+             │ │ │                                        │ │     attempts used up    │
+             │ │ └── lease expired: the next claim takes <┘ │         │               │
+             │ │                                            │         v               │
+             │ └── redrive, by an operator only ────────────│────── failed            │
+             │                                              │ unknown, and the        │
+             │                                              v rule is to ask          │
+             └── again, an operator says ────────── needs_decision ── sent, he says ──┘
 
 Who holds the newest fence may record; everybody else is refused. Waiting never fails a delivery.
 """
@@ -28,11 +31,24 @@ from assistance.verdict import Done, Later, Never, Unknown, Verdict
 class DeliveryState(StrEnum):
     WAITING = "waiting"
     CLAIMED = "claimed"
+    NEEDS_DECISION = "needs_decision"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
 
 
-OPEN_STATES = (DeliveryState.WAITING.value, DeliveryState.CLAIMED.value)
+#: A worker or the reconciler has to do something about these in time.
+ACTIVE_STATES = (DeliveryState.WAITING.value, DeliveryState.CLAIMED.value)
+
+#: The request is not final before none of its deliveries is in one of these.
+OPEN_STATES = (*ACTIVE_STATES, DeliveryState.NEEDS_DECISION.value)
+
+
+class UnknownRule(StrEnum):
+    """What follows a call that was made and not answered, by the destination's configuration."""
+
+    REPEAT = "repeat"
+    ASK = "ask"
+
 
 #: A published hint may be lost by the broker. It is given this long before a new one goes out, and
 #: each further one doubles the wait, so that a long queue is not stormed.
@@ -41,7 +57,10 @@ HINT_PATIENCE_CAP_SECONDS = 3600.0
 
 
 class Attempt(TypedDict):
-    """One claim and what came of it. `calls` counts the tries made under it."""
+    """
+    One claim and what came of it. `calls` counts the tries made under it; `counted` is false where
+    it does not use up one of the attempts.
+    """
 
     number: int
     fence: int
@@ -49,6 +68,7 @@ class Attempt(TypedDict):
     started_at: datetime
     ended_at: NotRequired[datetime]
     calls: NotRequired[int]
+    counted: NotRequired[bool]
     verdict: NotRequired[str]
     code: NotRequired[str]
     excerpt: NotRequired[str]
@@ -58,6 +78,8 @@ class Delivery(TypedDict):
     """
     due_at: not to be tried before; lease_until: claimed until then; hint_until: the newest hint
     is trusted until then; hints: how many were sent since the last attempt.
+    attempts_counted: how many of its attempts are used up; an operator who opens it again sets it
+    to 0. Where it is missing all that were made count.
     """
 
     destination: str
@@ -65,6 +87,7 @@ class Delivery(TypedDict):
     state: str
     idempotency_key: str
     attempts: list[Attempt]
+    attempts_counted: NotRequired[int]
     fence: int
     due_at: datetime
     lease_until: datetime | None
@@ -82,6 +105,7 @@ def birth(
         "state": DeliveryState.WAITING.value,
         "idempotency_key": idempotency_key,
         "attempts": [],
+        "attempts_counted": 0,
         "fence": 0,
         "due_at": now,
         "lease_until": None,
@@ -95,9 +119,16 @@ def is_open(delivery: Delivery) -> bool:
     return delivery["state"] in OPEN_STATES
 
 
+def is_active(delivery: Delivery) -> bool:
+    return delivery["state"] in ACTIVE_STATES
+
+
 def next_look_at(delivery: Delivery) -> datetime | None:
-    """When the reconciler should look at it: nothing is owed before; None when it is closed."""
-    if not is_open(delivery):
+    """
+    When the reconciler should look at it: nothing is owed before. None when it is closed, or waits
+    for a person.
+    """
+    if not is_active(delivery):
         return None
     moments = [delivery["due_at"], delivery["hint_until"]]
     if delivery["lease_until"] is not None:
@@ -128,7 +159,12 @@ class TryAgain:
     due_at: datetime
 
 
-Conclusion = Succeeded | Failed | TryAgain
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Whether the third party has it is for a person to find out."""
+
+
+Conclusion = Succeeded | Failed | TryAgain | Ask
 
 PERMANENT = "permanent"
 ATTEMPTS_USED_UP = "attempts_used_up"
@@ -141,18 +177,27 @@ def conclude(
     policy: RetryPolicy,
     now: datetime,
     randomness: random.Random,
+    on_unknown: UnknownRule = UnknownRule.REPEAT,
 ) -> Conclusion:
     """
     What a verdict means for the delivery.
 
+    attempts_made: those that count, this one among them if its verdict counts.
+
     An unknown outcome is repeated with the same idempotency key, as a later one is: asking twice
-    is better than losing it. When the attempts are used up either fails.
+    is better than losing it; unless the rule is to ask a person. When the attempts are used up
+    either fails; what does not count fails nothing.
     """
     match verdict:
         case Done():
             return Succeeded()
         case Never():
             return Failed(PERMANENT)
+        case Later(counts=False):
+            delay_seconds = policy.spare_delay_seconds(verdict.retry_after_seconds, randomness)
+            return TryAgain(now + timedelta(seconds=delay_seconds))
+        case Unknown() if on_unknown is UnknownRule.ASK:
+            return Ask()
         case Later() | Unknown():
             retry_after = verdict.retry_after_seconds if isinstance(verdict, Later) else None
             delay_seconds = policy.delay_seconds(attempts_made, retry_after, randomness)

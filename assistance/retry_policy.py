@@ -34,6 +34,19 @@ class RetryPolicy:
         if attempts_made >= self.attempts_limit:
             return None
         if retry_after_seconds is not None:
-            return min(max(retry_after_seconds, 0.0), self.retry_after_cap_seconds)
-        scheduled_seconds = self.delays_seconds[attempts_made - 1]
-        return scheduled_seconds * randomness.uniform(1 - self.jitter_ratio, 1 + self.jitter_ratio)
+            return self._asked_for(retry_after_seconds)
+        return self._spread(self.delays_seconds[attempts_made - 1], randomness)
+
+    def spare_delay_seconds(
+        self, retry_after_seconds: float | None, randomness: random.Random
+    ) -> float:
+        """Seconds until the next attempt after one that does not count."""
+        if retry_after_seconds is not None:
+            return self._asked_for(retry_after_seconds)
+        return self._spread((*self.delays_seconds, DEFAULT_DELAYS_SECONDS[0])[0], randomness)
+
+    def _asked_for(self, retry_after_seconds: float) -> float:
+        return min(max(retry_after_seconds, 0.0), self.retry_after_cap_seconds)
+
+    def _spread(self, seconds: float, randomness: random.Random) -> float:
+        return seconds * randomness.uniform(1 - self.jitter_ratio, 1 + self.jitter_ratio)

@@ -26,12 +26,15 @@ class Later:
     """
     retry_after_seconds: what the third party asked for; it wins over the schedule.
     disables: it wants no more messages here at all, until a person has seen to the destination.
+    counts: false where nobody was called, or the destination was tried rather than this delivery:
+    then it uses up none of the delivery's attempts.
     """
 
     code: str
     excerpt: str = ""
     retry_after_seconds: float | None = None
     disables: bool = False
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,18 +22,20 @@ from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.delivery import (
     ATTEMPTS_USED_UP,
     OPEN_STATES,
+    Ask,
     Conclusion,
     Delivery,
     DeliveryState,
     Failed,
     Succeeded,
     TryAgain,
+    UnknownRule,
     conclude,
     is_open,
 )
 from assistance.request import Request, Status, delivery_to, status_of
 from assistance.retry_policy import RetryPolicy
-from assistance.verdict import Unknown, Verdict
+from assistance.verdict import Later, Unknown, Verdict
 from consumers.update import CLAIMABLE, NOW, change, given, some_delivery
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
@@ -46,6 +48,14 @@ WORKER_LOST = Unknown("worker_lost")
 #: What a claim comes to when no attempt is left: the last worker died, or the schedule was
 #: shortened since. What each attempt came to stands beside it.
 NONE_LEFT = Unknown(ATTEMPTS_USED_UP)
+
+
+_IS_UNENDED = {"$eq": [{"$type": "$$attempt.ended_at"}, "missing"]}
+_SOME_ATTEMPT_OPEN = {
+    "$anyElementTrue": [
+        {"$map": {"input": "$$delivery.attempts", "as": "attempt", "in": _IS_UNENDED}}
+    ]
+}
 
 
 class Refusal(StrEnum):
@@ -69,6 +79,8 @@ class Claim:
     The right to call for one delivery, until the lease ends.
 
     attempt: counts from one. With `used_up` it is the last that was made, and no call is owed.
+    With `lost` its worker died, and a person is asked before anybody calls again.
+    counted: how many of the attempts are used up, this one among them.
     may_be_repeat: an earlier attempt ended without an answer.
     claimed_at, lease_until: from when to when it lasts, by the server's clock.
     answered, expires: when we heard of it and when it ends, by `time.monotonic`.
@@ -82,7 +94,9 @@ class Claim:
     idempotency_key: str
     fence: int
     attempt: int
+    counted: int
     used_up: bool
+    lost: bool
     may_be_repeat: bool
     claimed_at: datetime
     lease_until: datetime
@@ -104,13 +118,20 @@ class Recorded:
 
 class Ledger:
     def __init__(
-        self, database: Database, *, policy: RetryPolicy, lease_seconds: float, worker: str
+        self,
+        database: Database,
+        *,
+        policy: RetryPolicy,
+        lease_seconds: float,
+        worker: str,
+        on_unknown: UnknownRule = UnknownRule.REPEAT,
     ) -> None:
         self._database = database
         self._requests = database[ASSISTANCES]
         self._policy = policy
         self._lease_seconds = lease_seconds
         self._worker = worker
+        self._on_unknown = on_unknown
         self._randomness = random.Random()  # noqa: S311  # spreads waits; nothing is secret
 
     async def claim(self, request_id: str, destination: str) -> Claim | Refused:
@@ -125,6 +146,8 @@ class Ledger:
             return Refused(await self._why_not(request_id, destination))
         assert delivery["lease_until"] is not None
         attempts = delivery["attempts"]
+        no_call = attempts[-1]["fence"] != delivery["fence"]
+        lost = no_call and self._asks and attempts[-1].get("code") == WORKER_LOST.code
         return Claim(
             request_id=request_id,
             destination=destination,
@@ -134,7 +157,9 @@ class Ledger:
             idempotency_key=delivery["idempotency_key"],
             fence=delivery["fence"],
             attempt=len(attempts),
-            used_up=attempts[-1]["fence"] != delivery["fence"],
+            counted=delivery["attempts_counted"],
+            used_up=no_call and not lost,
+            lost=lost,
             may_be_repeat=any(attempt.get("verdict") == "unknown" for attempt in attempts),
             lease_until=delivery["lease_until"],
             claimed_at=delivery["lease_until"] - timedelta(seconds=self._lease_seconds),
@@ -151,34 +176,43 @@ class Ledger:
         """
         conclusion = conclude(
             verdict,
-            attempts_made=claim.attempt,
+            attempts_made=claim.counted,
             policy=self._policy,
             now=claim.now(),
             randomness=self._randomness,
+            # when none is left no call was made, and there is nothing to ask about
+            on_unknown=UnknownRule.REPEAT if claim.used_up else self._on_unknown,
         )
-        if isinstance(conclusion, TryAgain):
-            written = await self._put_back(claim, conclusion, _ended(claim, verdict, calls))
+        if isinstance(conclusion, TryAgain | Ask):
+            written = await self._put_back(claim, conclusion, verdict, calls)
         else:
-            written = await self._close(claim, conclusion, verdict, _ended(claim, verdict, calls))
+            written = await self._close(claim, conclusion, verdict, calls)
         if written or await self._is_recorded(claim):
             return Recorded(conclusion)
         return Refused(Refusal.FENCED)
 
-    async def _put_back(self, claim: Claim, conclusion: TryAgain, attempts: Any) -> bool:
-        waiting = {
-            "state": given(DeliveryState.WAITING.value),
-            "due_at": given(conclusion.due_at),
-            "hint_until": given(conclusion.due_at),
+    async def _put_back(
+        self, claim: Claim, conclusion: TryAgain | Ask, verdict: Verdict, calls: int
+    ) -> bool:
+        """Open still: to wait for its next date, or for a person."""
+        changed: dict[str, Any] = {
             "lease_until": given(None),
-            "attempts": attempts,
+            "attempts": _ended(claim, verdict, calls),
         }
+        if isinstance(conclusion, TryAgain):
+            changed["state"] = given(DeliveryState.WAITING.value)
+            changed["due_at"] = changed["hint_until"] = given(conclusion.due_at)
+        else:
+            changed["state"] = given(DeliveryState.NEEDS_DECISION.value)
+        if not _counts(verdict):
+            changed["attempts_counted"] = given(claim.counted - 1)
         answer = await self._requests.update_one(
-            _held_by(claim), change(claim.destination, waiting)
+            _held_by(claim), change(claim.destination, changed)
         )
         return bool(answer.matched_count)
 
     async def _close(
-        self, claim: Claim, conclusion: Succeeded | Failed, verdict: Verdict, attempts: Any
+        self, claim: Claim, conclusion: Succeeded | Failed, verdict: Verdict, calls: int
     ) -> bool:
         """
         One transaction: the delivery, the request's status when this was its last delivery, the
@@ -192,7 +226,7 @@ class Ledger:
         closed = {
             "state": given(state.value),
             "lease_until": given(None),
-            "attempts": attempts,
+            "attempts": _ended(claim, verdict, calls),
         }
         letter = _dead_letter(claim, failed, verdict) if failed else None
         while True:
@@ -260,6 +294,10 @@ class Ledger:
             return Refusal.CLOSED
         return Refusal.CLAIMED if _is_claimed(delivery) else Refusal.NOT_DUE
 
+    @property
+    def _asks(self) -> bool:
+        return self._on_unknown is UnknownRule.ASK
+
     def _claimed(self) -> dict[str, Any]:
         made = {"$size": "$$delivery.attempts"}
         fence = {"$add": ["$$delivery.fence", 1]}
@@ -273,14 +311,18 @@ class Ledger:
             "worker": given(self._worker),
             "started_at": NOW,
         }
-        used_up = {"$gte": [made, self._policy.attempts_limit]}
+        counted = {"$ifNull": ["$$delivery.attempts_counted", made]}
+        no_call: Any = {"$gte": [counted, self._policy.attempts_limit]}
+        if self._asks:
+            no_call = {"$or": [no_call, _SOME_ATTEMPT_OPEN]}
         return {
             "state": given(DeliveryState.CLAIMED.value),
             "fence": fence,
             "lease_until": lease_until,
             "hint_until": lease_until,
             "hints": 0,
-            "attempts": {"$cond": [used_up, lost, {"$concatArrays": [lost, [new]]}]},
+            "attempts_counted": {"$cond": [no_call, counted, {"$add": [counted, 1]}]},
+            "attempts": {"$cond": [no_call, lost, {"$concatArrays": [lost, [new]]}]},
         }
 
 
@@ -318,6 +360,8 @@ def _as_read(claim: Claim, version: int, status: Status) -> dict[str, Any]:
 
 def _ended(claim: Claim, verdict: Verdict, calls: int) -> dict[str, Any]:
     said = {"excerpt": given(verdict.excerpt)} if verdict.excerpt else {}
+    if not _counts(verdict):
+        said["counted"] = given(False)
     return _end_attempts(
         {
             "ended_at": given(claim.now()),
@@ -331,15 +375,18 @@ def _ended(claim: Claim, verdict: Verdict, calls: int) -> dict[str, Any]:
 
 def _end_attempts(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Every attempt that is still open, ended; there is one at most."""
-    still_open = {"$eq": [{"$type": "$$attempt.ended_at"}, "missing"]}
     ended = {"$mergeObjects": ["$$attempt", dict(fields)]}
     return {
         "$map": {
             "input": "$$delivery.attempts",
             "as": "attempt",
-            "in": {"$cond": [still_open, ended, "$$attempt"]},
+            "in": {"$cond": [_IS_UNENDED, ended, "$$attempt"]},
         }
     }
+
+
+def _counts(verdict: Verdict) -> bool:
+    return not isinstance(verdict, Later) or verdict.counts
 
 
 def verdict_word(verdict: Verdict) -> str:

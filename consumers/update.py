@@ -11,15 +11,15 @@ https://www.mongodb.com/docs/manual/tutorial/update-documents-with-aggregation-p
 from collections.abc import Mapping
 from typing import Any
 
-from assistance.delivery import OPEN_STATES
+from assistance.delivery import ACTIVE_STATES
 
 NOW = "$$NOW"
 
-_IS_OPEN = {"$in": ["$$delivery.state", {"$literal": list(OPEN_STATES)}]}
+_IS_ACTIVE = {"$in": ["$$delivery.state", {"$literal": list(ACTIVE_STATES)}]}
 
 #: Due, and nobody's: the server's clock decides.
 CLAIMABLE: tuple[Any, ...] = (
-    _IS_OPEN,
+    _IS_ACTIVE,
     {"$lte": ["$$delivery.due_at", NOW]},
     {"$lte": [{"$ifNull": ["$$delivery.lease_until", "$$delivery.due_at"]}, NOW]},
 )
@@ -55,10 +55,10 @@ def change(
 
 
 def _next_due_at() -> dict[str, Any]:
-    """`assistance.request.next_due_at`, in the server's words; null when nothing is open."""
+    """`assistance.request.next_due_at`, in the server's words; null when nobody need look."""
     # $max passes over null; $min does too, and is null when nothing else is there
     look = {"$max": ["$$delivery.due_at", "$$delivery.lease_until", "$$delivery.hint_until"]}
-    return {"$min": _each_delivery({"$cond": [_IS_OPEN, look, None]})}
+    return {"$min": _each_delivery({"$cond": [_IS_ACTIVE, look, None]})}
 
 
 def _each_delivery(expression: Any) -> dict[str, Any]:

@@ -9,20 +9,23 @@ from hypothesis import strategies as st
 
 from assistance import events
 from assistance.delivery import (
+    ACTIVE_STATES,
     ATTEMPTS_USED_UP,
     HINT_PATIENCE_CAP_SECONDS,
     HINT_PATIENCE_SECONDS,
     OPEN_STATES,
     PERMANENT,
+    Ask,
     Delivery,
     DeliveryState,
     Failed,
     Succeeded,
     TryAgain,
+    UnknownRule,
     birth,
     conclude,
     hint_patience_seconds,
-    is_open,
+    is_active,
     next_look_at,
 )
 from assistance.request import (
@@ -145,6 +148,37 @@ class TestDelivery:
             assert isinstance(conclusion, TryAgain)
             assert conclusion.due_at >= NOW
 
+    @given(policies, st.integers(0, 12), seeds, st.none() | st.floats(0, 1e6))
+    def test_what_does_not_count_fails_nothing(
+        self, policy: RetryPolicy, attempts_made: int, seed: int, asked_seconds: float | None
+    ) -> None:
+        conclusion = conclude(
+            Later("lease_spent", retry_after_seconds=asked_seconds, counts=False),
+            attempts_made=attempts_made,
+            policy=policy,
+            now=NOW,
+            randomness=random.Random(seed),
+        )
+        assert isinstance(conclusion, TryAgain)
+        assert conclusion.due_at >= NOW
+
+    @given(policies, st.integers(1, 12))
+    def test_a_person_is_asked_about_an_unknown_outcome_where_that_is_the_rule(
+        self, policy: RetryPolicy, attempts_made: int
+    ) -> None:
+        def concluded(verdict: Later | Unknown) -> object:
+            return conclude(
+                verdict,
+                attempts_made=attempts_made,
+                policy=policy,
+                now=NOW,
+                randomness=random.Random(0),
+                on_unknown=UnknownRule.ASK,
+            )
+
+        assert concluded(Unknown("reset")) == Ask()
+        assert isinstance(concluded(Later("503")), TryAgain | Failed)
+
     def test_retry_after_decides_when(self) -> None:
         conclusion = conclude(
             Later("429", retry_after_seconds=90.0),
@@ -163,7 +197,7 @@ class TestDelivery:
             due_at=due_at, hint_until=hint_until, lease_until=lease_until, state=state
         )
         look_at = next_look_at(changed)
-        assert (look_at is None) == (not is_open(changed))
+        assert (look_at is None) == (not is_active(changed))
         if look_at is not None:
             owed = [due_at, hint_until] + ([lease_until] if lease_until else [])
             assert look_at in owed
@@ -195,7 +229,7 @@ class TestRequest:
         self, deliveries: list[tuple[datetime, str]]
     ) -> None:
         changed = [delivery(due_at=at, hint_until=at, state=state) for at, state in deliveries]
-        expected = min((at for at, state in deliveries if state in OPEN_STATES), default=None)
+        expected = min((at for at, state in deliveries if state in ACTIVE_STATES), default=None)
         assert next_due_at(changed) == expected
 
     @given(st.integers(1, 6))

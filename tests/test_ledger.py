@@ -10,11 +10,11 @@ from bson import SON
 from pymongo.errors import OperationFailure
 
 from assistance.collection import ASSISTANCES, ASSISTANCES_INDEXES, ASSISTANCES_VALIDATOR
-from assistance.delivery import Failed, Succeeded, TryAgain
+from assistance.delivery import Ask, Failed, Succeeded, TryAgain, UnknownRule
 from assistance.request import next_due_at
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later, Never, Unknown
-from consumers.ledger import NONE_LEFT, Claim, Ledger, Recorded, Refusal, Refused
+from consumers.ledger import NONE_LEFT, WORKER_LOST, Claim, Ledger, Recorded, Refusal, Refused
 from consumers.update import change, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, ensure_collection, open_client
@@ -238,6 +238,48 @@ async def test_an_unknown_attempt_long_ago_still_makes_a_repeat(
     await ledger.record(await claimed(ledger, request_id), Later("connect_error"), 1)
     make_due(deliveries, request_id)
     assert (await claimed(ledger, request_id)).may_be_repeat
+
+
+async def test_an_attempt_that_does_not_count_uses_up_none(
+    ledger: Ledger, deliveries: Deliveries
+) -> None:
+    request_id = deliveries.accept()
+    for _ in range(POLICY.attempts_limit + 1):
+        make_due(deliveries, request_id)
+        claim = await claimed(ledger, request_id)
+        recorded = await ledger.record(claim, Later("lease_spent", counts=False), 0)
+        assert isinstance(recorded, Recorded)
+        assert isinstance(recorded.conclusion, TryAgain)
+    delivery = deliveries.delivery(request_id)
+    assert delivery["attempts_counted"] == 0
+    assert {attempt["counted"] for attempt in delivery["attempts"]} == {False}
+    make_due(deliveries, request_id)
+    claim = await claimed(ledger, request_id)
+    assert (claim.attempt, claim.counted, claim.used_up) == (POLICY.attempts_limit + 2, 1, False)
+
+
+async def test_where_a_person_is_to_be_asked_nobody_calls_again(
+    database: Database, deliveries: Deliveries
+) -> None:
+    """Neither after a lost answer, nor after a worker that may have died in mid-call."""
+    ledger = Ledger(
+        database, policy=POLICY, lease_seconds=30, worker="w", on_unknown=UnknownRule.ASK
+    )
+    unanswered, orphaned = deliveries.accept(), deliveries.accept()
+    claim = await claimed(ledger, unanswered)
+    assert await ledger.record(claim, Unknown("no_answer_in_time"), 1) == Recorded(Ask())
+    await claimed(ledger, orphaned)
+    make_due(deliveries, orphaned)
+    claim = await claimed(ledger, orphaned)
+    assert claim.lost
+    assert await ledger.record(claim, WORKER_LOST, 0) == Recorded(Ask())
+    for request_id in (unanswered, orphaned):
+        request = deliveries.request(request_id)
+        assert (request["status"], request["next_due_at"]) == ("accepted", None)
+        assert deliveries.delivery(request_id)["state"] == "needs_decision"
+        assert await ledger.claim(request_id, SLACK) == Refused(Refusal.NOT_DUE)
+        [attempt] = deliveries.attempts(request_id)
+        assert attempt["verdict"] == "unknown"
 
 
 async def test_a_delivery_whose_workers_all_died_fails_without_another_call(

@@ -80,6 +80,7 @@ class Delivery(TypedDict):
     is trusted until then; hints: how many were sent since the last attempt.
     attempts_counted: how many of its attempts are used up; an operator who opens it again sets it
     to 0. Where it is missing all that were made count.
+    redriven_by: the operation that opened it again last, if any did.
     """
 
     destination: str
@@ -94,6 +95,7 @@ class Delivery(TypedDict):
     hint_event: str
     hint_until: datetime
     hints: int
+    redriven_by: NotRequired[str]
 
 
 def birth(

@@ -425,5 +425,7 @@ def _dead_letter(claim: Claim, failed: Failed, verdict: Verdict) -> dict[str, An
         "reason": failed.reason,
         "code": verdict.code,
         "excerpt": verdict.excerpt,
+        # whatever was decided about an earlier failure is not about this one
+        "decision": None,
         "last_seen_at": claim.now(),
     }

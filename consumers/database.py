@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import pymongo
@@ -17,6 +18,7 @@ from assistance.collection import (
     DEAD_LETTERS_INDEXES,
 )
 from outbox.collection import INDEXES, OUTBOX
+from runtime import operations
 from runtime.mongo import (
     AUTHENTICATION_FAILED,
     UNAUTHORIZED,
@@ -28,6 +30,7 @@ from runtime.mongo import (
     open_client,
 )
 from runtime.monitoring import Monitor
+from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.retry import growing_delays
 from runtime.settings import MongoSettings
 from runtime.shutdown import Stop
@@ -74,12 +77,20 @@ async def open_database(
             database, ASSISTANCES, indexes=ASSISTANCES_INDEXES, validator=ASSISTANCES_VALIDATOR
         )
         await ensure_collection(database, DEAD_LETTERS, indexes=DEAD_LETTERS_INDEXES)
+        await ensure_collection(database, OPERATIONS, indexes=operations.INDEXES)
+        await ensure_collection(database, OPERATION_ITEMS, indexes=operations.ITEMS_INDEXES)
 
     try:
         await insist(prepare, stop)
         yield database
     finally:
         client.close()
+
+
+async def server_time(database: Database) -> datetime:
+    """The ledger's dates are by the server's clock."""
+    time: datetime = (await database.command("hello"))["localTime"]
+    return time.replace(tzinfo=UTC)
 
 
 async def insist(

@@ -5,14 +5,14 @@ It reads MongoDB only. Several may run: of those who see to the same delivery on
 """
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pymongo
 from loguru import logger
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from assistance.delivery import DeliveryState
-from consumers.database import TRY_SECONDS, insist, open_database
+from consumers.database import TRY_SECONDS, insist, open_database, server_time
 from consumers.hints import Hints, Owed, Step
 from consumers.metrics import deliveries_seen_to
 from consumers.settings import ReconcilerSettings
@@ -53,7 +53,7 @@ class Reconciler:
 
     async def _look(self) -> tuple[datetime, list[Owed]]:
         with pymongo.timeout(TRY_SECONDS):
-            now = await self._server_time()
+            now = await server_time(self._database)
             return now, await self._hints.owed(now, limit=PASS_LIMIT)
 
     async def _see_to_in_time(self, owed: Owed, now: datetime) -> str:
@@ -87,11 +87,6 @@ class Reconciler:
             return "overtaken"
         about.info("hint.sent", event_id=event_id, hints=owed.delivery["hints"] + 1)
         return "sent"
-
-    async def _server_time(self) -> datetime:
-        # the ledger's dates are by the server's clock
-        time: datetime = (await self._database.command("hello"))["localTime"]
-        return time.replace(tzinfo=UTC)
 
 
 def why(owed: Owed) -> str:

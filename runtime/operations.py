@@ -19,6 +19,24 @@ from runtime.mongo import Database, Session
 
 OPERATIONS = "operations"
 
+#: What came of each thing that an operation was about, where those may be thousands.
+OPERATION_ITEMS = "operation_items"
+
+INDEXES: tuple[dict[str, Any], ...] = (
+    {
+        # whoever begins what may only run alone sets `open`, and unsets it at the end
+        "name": "one_at_a_time",
+        "key": {"what": 1},
+        "unique": True,
+        "partialFilterExpression": {"open": True},
+    },
+    {"name": "newest_of_kind", "key": {"what": 1, "asked_at": -1}},
+)
+
+ITEMS_INDEXES: tuple[dict[str, Any], ...] = (
+    {"name": "in_order", "key": {"operation": 1, "state": 1, "ordinal": 1}},
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Operator:

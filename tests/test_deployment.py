@@ -30,7 +30,7 @@ from consumers.settings import TopologySettings
 from outbox.collection import OUTBOX
 from relay.checkpoint import CHECKPOINTS
 from relay.settings import RelaySettings
-from runtime.operations import OPERATIONS
+from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.settings import MongoSettings, RabbitSettings
 from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports
@@ -237,7 +237,16 @@ def test_every_user_of_a_server_is_made_by_its_step() -> None:
 
 
 def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
-    known = {ASSISTANCES, IDEMPOTENCY_KEYS, OUTBOX, DEAD_LETTERS, CHECKPOINTS, OPERATIONS, ""}
+    known = {
+        ASSISTANCES,
+        IDEMPOTENCY_KEYS,
+        OUTBOX,
+        DEAD_LETTERS,
+        CHECKPOINTS,
+        OPERATIONS,
+        OPERATION_ITEMS,
+        "",
+    }
 
     assert {grant["collection"] for grants in ROLES.values() for grant in grants} == known
     assert all(grant["why"] for grants in ROLES.values() for grant in grants)

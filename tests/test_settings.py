@@ -130,7 +130,7 @@ def test_the_defaults_that_the_example_shows_are_those_of_the_code(process: str)
     for table in process_tables()[process]:
         with _environment(GOOD_VALUES):
             by_default = read_settings(table)
-        with _environment(GOOD_VALUES | shown):
+        with _environment(shown | GOOD_VALUES):
             as_shown = read_settings(table)
         assert isinstance(by_default, SettingsTable)
         assert as_shown == by_default

@@ -18,15 +18,8 @@ from pydantic import SecretStr, ValidationError
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.channels import Message
-from consumers.channels.slack import (
-    ANSWER_LIMIT_BYTES,
-    Slack,
-    SlackSettings,
-    escape,
-    judge,
-    payload,
-    retry_after_seconds,
-)
+from consumers.channels.http import ANSWER_LIMIT_BYTES, read_answer, retry_after_seconds
+from consumers.channels.slack import Slack, SlackSettings, escape, judge, payload
 from tests.listeners import Converse, server_that
 from tests.third_parties import ThirdParties
 
@@ -49,7 +42,7 @@ def message(description: str = "Is it in stock?", *, may_be_repeat: bool = False
 def ask(status: int, body: bytes | str, **headers: str) -> Verdict:
     raw = body.encode() if isinstance(body, str) else body
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return judge(status, httpx.Headers(named), raw, secret=SECRET, now=NOW)
+    return judge(read_answer(status, httpx.Headers(named), raw, secrets=[SECRET], now=NOW))
 
 
 async def send(url: str, sent: Message | None = None) -> Verdict:
@@ -200,7 +193,8 @@ def test_a_senseless_wait_counts_as_none(value: str | None, seconds: float | Non
 
 @given(st.integers(100, 999), st.binary(max_size=200), st.text(max_size=40))
 def test_no_answer_whatsoever_is_without_a_meaning(status: int, body: bytes, wait: str) -> None:
-    verdict = judge(status, {"Retry-After": wait}, body, secret=SECRET, now=NOW)
+    answer = read_answer(status, {"Retry-After": wait}, body, secrets=[SECRET], now=NOW)
+    verdict = judge(answer)
     assert isinstance(verdict, Done | Later | Never | Unknown)
 
 
@@ -221,11 +215,42 @@ def test_an_answer_is_kept_short_and_on_one_line() -> None:
     assert "\n" not in verdict.excerpt
 
 
-@pytest.mark.parametrize("url", ["", "hooks.slack.com/services/x", "ftp://x/y", "https://", "::"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "hooks.slack.com/services/hush",
+        "ftp://x/hush",
+        "https://",
+        "::",
+        "http://hooks.slack.com/services/hush",
+    ],
+)
 def test_a_webhook_that_is_no_url_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ValidationError) as refused:
         SlackSettings(webhook_url=SecretStr(url))
     assert "https://" in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "WEBHOOK_URL is missing, or TOKEN and CHANNEL"),
+        ({"token": "xoxb-hush"}, "TOKEN and CHANNEL go together"),
+        ({"channel": "C012"}, "TOKEN and CHANNEL go together"),
+        (
+            {"token": "xoxb-hush", "channel": "C012", "webhook_url": "https://x.example/hush"},
+            "give one of them",
+        ),
+        ({"token": "xoxb hush\n", "channel": "C012"}, "no token"),
+        ({"token": "xoxb-hush", "channel": "C012", "api_url": "http://x.example/"}, "https://"),
+    ],
+)
+def test_slack_is_reached_in_exactly_one_way(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named) as refused:
+        SlackSettings(**given)
+    assert "hush" not in str(refused.value)
 
 
 async def test_a_message_arrives_with_its_ids(third_parties: ThirdParties) -> None:
@@ -268,7 +293,9 @@ async def test_an_answer_that_drips_for_ever_ends_at_the_deadline() -> None:
             await asyncio.sleep(0.01)
 
     async with web_server_that(drip) as url:
-        assert await send(url) == Unknown("no_answer_in_time")
+        verdict = await send(url)
+    assert isinstance(verdict, Unknown)
+    assert verdict.code == "unexpected_answer"
 
 
 async def test_an_endless_answer_is_not_read_to_its_end() -> None:
@@ -322,4 +349,4 @@ async def test_a_proxy_in_the_environment_is_ignored(
 
 
 async def test_a_host_that_does_not_exist_is_tried_later() -> None:
-    assert isinstance(await send("http://nowhere.invalid/services/x"), Later)
+    assert isinstance(await send("https://nowhere.invalid/services/x"), Later)

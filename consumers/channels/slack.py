@@ -1,5 +1,7 @@
 """
-Slack, by incoming webhook: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
+Slack, in one of two ways:
+by incoming webhook, https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks, or
+by a bot's token, https://docs.slack.dev/reference/methods/chat.postMessage
 
     answer                                      verdict
     2xx `ok`, or JSON with ok: true             done
@@ -20,41 +22,23 @@ their attempts are used up. A redirect is not followed.
 Slack promises no idempotency, so a repeat says that it may be one.
 """
 
-import asyncio
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
-from typing import Annotated, Any
+from ipaddress import ip_address
+from typing import Annotated, Any, Self
 
-import httpx
 import orjson
 from loguru import logger
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict, cut_excerpt
 from consumers.channels import Message
+from consumers.channels.http import MESSAGE_STATUSES, Answer, HttpClient, parse_url, secrets_of
 from runtime.settings import SettingsTable
+
+POST_MESSAGE_URL = "https://slack.com/api/chat.postMessage"
 
 #: Slack cuts at 40,000 characters; nobody reads as many.
 TEXT_LIMIT_CHARACTERS = 3000
-
-#: Slack answers in a few words; more is not Slack, and is not read.
-ANSWER_LIMIT_BYTES = 4096
-
-TRY_LATER = frozenset(
-    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-)
-
-#: Statuses that refuse what was sent, and not whoever sent it or where to.
-MESSAGE_STATUSES = frozenset(
-    {
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    }
-)
 
 #: Words of https://docs.slack.dev/reference/methods/chat.postMessage#errors about this one message.
 #: A word in neither list is tried again: the attempts bound it, and a new word fails nobody.
@@ -100,79 +84,94 @@ _SHOUT = re.compile(r"(?<!\w)@(?=(?:channel|here|everyone|group)\b)", re.IGNOREC
 _WORD_JOINER = "\u2060"
 
 
-def _is_http(url: SecretStr) -> SecretStr:
-    try:
-        parsed = httpx.URL(url.get_secret_value())
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ValueError("must be the webhook's whole URL, beginning with https://")
+def _checked(url: str) -> str:
+    parsed = parse_url(url)
+    if parsed.scheme == "http" and not _is_this_machine(parsed.host):
+        raise ValueError("must begin with https://; http:// would send a secret in the clear")
     return url
 
 
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _checked_secret(url: SecretStr) -> SecretStr:
+    _checked(url.get_secret_value())
+    return url
+
+
+def _checked_token(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("is no token of Slack's, which is letters, digits and hyphens")
+    return token
+
+
 class SlackSettings(SettingsTable):
-    webhook_url: Annotated[SecretStr, AfterValidator(_is_http)] = Field(
-        description="the incoming webhook's URL, which is a secret"
+    webhook_url: Annotated[SecretStr, AfterValidator(_checked_secret)] | None = Field(
+        default=None,
+        description="the incoming webhook's URL, which is a secret; or else the token and channel",
     )
+    token: Annotated[SecretStr, AfterValidator(_checked_token)] | None = Field(
+        default=None, description="a bot's token with the scope chat:write; goes with the channel"
+    )
+    channel: str | None = Field(
+        default=None, description="where the bot posts: the channel's id, such as C0123456789"
+    )
+    api_url: Annotated[str, AfterValidator(_checked)] = Field(
+        default=POST_MESSAGE_URL, description="where chat.postMessage is; for a sandbox or a proxy"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        prefix = str(self.model_config.get("env_prefix", "")).upper()
+        webhook, token, channel = (
+            f"{prefix}{name}" for name in ("WEBHOOK_URL", "TOKEN", "CHANNEL")
+        )
+        if (self.token is None) != (self.channel is None):
+            raise ValueError(f"{token} and {channel} go together")
+        if self.webhook_url is None and self.token is None:
+            raise ValueError(f"{webhook} is missing, or {token} and {channel} in its place")
+        if self.webhook_url is not None and self.token is not None:
+            raise ValueError(f"{webhook} or {token} with {channel}: give one of them, not both")
+        return self
 
 
 class Slack:
     Settings = SlackSettings
 
     def __init__(self, settings: SlackSettings, *, call_timeout_seconds: float) -> None:
-        self._url = settings.webhook_url.get_secret_value()
-        self._secret = httpx.URL(self._url).path.strip("/")
-        self._call_timeout_seconds = call_timeout_seconds
-        self._http = httpx.AsyncClient(
-            # the deadline below bounds the whole call; httpx' own bound each step of it only
-            timeout=None,  # noqa: S113
-            trust_env=False,
-            follow_redirects=False,
-            # a kept connection that Slack closes at the moment of use looks like a lost answer
-            limits=httpx.Limits(max_keepalive_connections=0),
-            headers={"User-Agent": "assistance-relay", "Accept-Encoding": "identity"},
-        )
+        self._headers = {"Content-Type": "application/json; charset=utf-8"}
+        self._place: dict[str, str] = {}
+        if settings.token is None:
+            assert settings.webhook_url is not None
+            self._url = settings.webhook_url.get_secret_value()
+            secrets = secrets_of(self._url)
+        else:
+            assert settings.channel is not None
+            self._url = settings.api_url
+            secrets = [settings.token.get_secret_value()]
+            self._headers["Authorization"] = f"Bearer {secrets[0]}"
+            self._place = {"channel": settings.channel}
+        self._http = HttpClient(call_timeout_seconds=call_timeout_seconds, secrets=secrets)
 
     async def send(self, message: Message) -> Verdict:
-        sent = False
-
-        async def watch(event: str, _details: Any) -> None:
-            nonlocal sent
-            sent = sent or event.endswith("send_request_headers.started")
-
-        try:
-            async with asyncio.timeout(self._call_timeout_seconds):
-                answer = await self._post(message, watch)
-        except TimeoutError:
-            return Unknown("no_answer_in_time") if sent else Later("connect_timeout")
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
-            # its words may hold the URL, which is the secret
-            code = _snake(type(error).__name__)
-            return Unknown(code) if sent else Later(code)
-        return judge(*answer, secret=self._secret, now=datetime.now(UTC))
+        answer = await self._http.post(
+            self._url,
+            content=orjson.dumps(self._place | payload(message)),
+            headers={
+                **self._headers,
+                "X-Request-ID": message.request_id,
+                "Idempotency-Key": message.idempotency_key,
+            },
+        )
+        return judge(answer) if isinstance(answer, Answer) else answer
 
     async def close(self) -> None:
-        await self._http.aclose()
-
-    async def _post(self, message: Message, watch: Any) -> tuple[int, Mapping[str, str], bytes]:
-        headers = {
-            "Content-Type": "application/json",
-            "X-Request-ID": message.request_id,
-            "Idempotency-Key": message.idempotency_key,
-        }
-        async with self._http.stream(
-            "POST",
-            self._url,
-            content=orjson.dumps(payload(message)),
-            headers=headers,
-            extensions={"trace": watch},
-        ) as response:
-            body = b""
-            async for piece in response.aiter_raw():
-                body += piece
-                if len(body) > ANSWER_LIMIT_BYTES:
-                    break
-        return response.status_code, response.headers, body[:ANSWER_LIMIT_BYTES]
+        await self._http.close()
 
 
 def payload(message: Message) -> dict[str, Any]:
@@ -208,66 +207,46 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def judge(
-    status: int, headers: Mapping[str, str], body: bytes, *, secret: str, now: datetime
-) -> Verdict:
+def judge(answer: Answer) -> Verdict:
     """The table at the head of this file."""
-    said = body.decode("utf-8", "replace")
-    excerpt = cut_excerpt(said.replace(secret, "…") if secret else said)
-    wait_seconds = retry_after_seconds(headers.get("Retry-After"), now)
-    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-        return _judge_ok(said, excerpt, wait_seconds)
-    if status in TRY_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Later(str(status), excerpt, wait_seconds)
-    word = said.strip()
+    code, excerpt, wait_seconds = str(answer.status), answer.excerpt, answer.retry_after_seconds
+    if answer.is_success:
+        return _judge_ok(answer)
+    if answer.asks_to_try_later:
+        return Later(code, excerpt, wait_seconds)
+    word = answer.text.strip()
     if word in DESTINATION_ERRORS:
-        return _misconfigured(word, excerpt, wait_seconds)
-    if status in MESSAGE_STATUSES:
-        return Never(str(status), excerpt)
-    return _misconfigured(str(status), excerpt, wait_seconds)
+        return _misconfigured(word, answer)
+    if answer.status in MESSAGE_STATUSES:
+        return Never(code, excerpt)
+    return _misconfigured(code, answer)
 
 
-def _judge_ok(said: str, excerpt: str, wait_seconds: float | None) -> Verdict:
-    if said.strip() == "ok":
-        return Done("200", excerpt)
-    try:
-        answer = orjson.loads(said)
-    except orjson.JSONDecodeError:
-        answer = None
-    match answer:
+def _judge_ok(answer: Answer) -> Verdict:
+    if answer.text.strip() == "ok":
+        return Done("200", answer.excerpt)
+    match _decoded(answer.text):
         case {"ok": True}:
-            return Done("200", excerpt)
+            return Done("200", answer.excerpt)
         case {"ok": False, "error": str(word)} if word in MESSAGE_ERRORS:
-            return Never(word, excerpt)
+            return Never(word, answer.excerpt)
         case {"ok": False, "error": str(word)} if word in DESTINATION_ERRORS:
-            return _misconfigured(word, excerpt, wait_seconds)
+            return _misconfigured(word, answer)
         case {"ok": False, "error": str(word)}:
-            return Later(cut_excerpt(word), excerpt, wait_seconds)
+            return Later(cut_excerpt(word), answer.excerpt, answer.retry_after_seconds)
         case {"ok": False}:
-            return Later("ok_false", excerpt, wait_seconds)
-    return Unknown("unexpected_answer", excerpt)
+            return Later("ok_false", answer.excerpt, answer.retry_after_seconds)
+    return Unknown("unexpected_answer", answer.excerpt)
 
 
-def _misconfigured(code: str, excerpt: str, wait_seconds: float | None) -> Later:
+def _misconfigured(code: str, answer: Answer) -> Later:
     # the excerpt stays in the ledger: a page in Slack's place may repeat what people wrote
     logger.error("slack.misconfigured", code=code)
-    return Later(code, excerpt, wait_seconds)
+    return Later(code, answer.excerpt, answer.retry_after_seconds)
 
 
-def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """`Retry-After` in either form, seconds or an HTTP date; nonsense counts as none."""
-    if value is None:
-        return None
-    if re.fullmatch(r"\d{1,9}", value.strip(), re.ASCII):
-        return float(value)
+def _decoded(text: str) -> Any:
     try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max((moment - now).total_seconds(), 0.0)
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -7,7 +7,7 @@ in time, so an event may be missing once it is old enough; until then it must be
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -134,7 +134,7 @@ def place_of(
     outbox_documents: all of this request's; `_id`, `type`, `seq` and `state` are looked at.
     resting: the destinations that are paused or down.
     """
-    hints = {document["_id"]: document for document in outbox_documents}
+    hints = events_by_id(outbox_documents)
     reasons = [
         reason
         for delivery in request["deliveries"]
@@ -160,6 +160,23 @@ def place_of(
     )
 
 
+def seq_of(document: Mapping[str, Any]) -> int | None:
+    """Its number among the request's events; None where a foreign hand wrote none that counts."""
+    seq = document.get("seq")
+    if isinstance(seq, bool) or not isinstance(seq, int):
+        return None
+    return seq if seq > 0 else None
+
+
+def events_by_id(outbox_documents: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Ours have text for an id; a foreign one may be of any type."""
+    return {
+        document["_id"]: document
+        for document in outbox_documents
+        if isinstance(document["_id"], str)
+    }
+
+
 def _against_itself(request: Request) -> Iterator[str]:
     states = [delivery["state"] for delivery in request["deliveries"]]
     expected = status_of(states)
@@ -177,21 +194,30 @@ def _against_its_events(
 ) -> Iterator[str]:
     oldest_to_be_there = now - timedelta(days=PUBLISHED_RETENTION_DAYS) + CLOCK_SLACK
 
-    facts = [document for document in outbox_documents if document["type"] in _STATUS_OF_FACT]
-    newest = max(facts, key=lambda fact: int(fact["seq"]), default=None)
+    numbered = {seq: document for document in outbox_documents if (seq := seq_of(document))}
+    strangers = [document for document in outbox_documents if seq_of(document) is None]
+    if strangers:
+        types = ", ".join(sorted({document["type"] for document in strangers}))
+        yield (
+            f"{len(strangers)} of its events have no number in `seq`, "
+            f"so a foreign hand wrote them: {types}"
+        )
+
+    facts = [seq for seq, document in numbered.items() if document["type"] in _STATUS_OF_FACT]
+    newest = numbered[max(facts)] if facts else None
     told = None if newest is None else _STATUS_OF_FACT[newest["type"]]
     if told != request["status"] and request["updated_at"] > oldest_to_be_there:
         yield f"it is {request['status']}, but its newest fact in the outbox tells {told}"
 
     if request["created_at"] <= oldest_to_be_there:
         return
-    found = sorted(document["seq"] for document in outbox_documents)
+    found = sorted(filter(None, map(seq_of, outbox_documents)))
     if found != list(range(1, request["version"] + 1)):
         yield (
             f"it has appended {request['version']} events, "
             f"but those in the outbox are number {', '.join(map(str, found)) or 'none'}"
         )
-    ids = {document["_id"] for document in outbox_documents}
+    ids = events_by_id(outbox_documents)
     for delivery in request["deliveries"]:
         if is_open(delivery) and delivery["hint_event"] not in ids:
             yield (

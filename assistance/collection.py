@@ -7,7 +7,11 @@ from assistance.request import Status
 
 ASSISTANCES = "assistances"
 DEAD_LETTERS = "dead_letters"
+DESTINATIONS = "destinations"
 IDEMPOTENCY_KEYS = "idempotency_keys"
+
+NEWEST_OF_STATUS = "newest_of_status"
+NEWEST_OF_TOPIC = "newest_of_topic"
 
 ASSISTANCES_INDEXES: tuple[dict[str, Any], ...] = (
     {
@@ -16,6 +20,8 @@ ASSISTANCES_INDEXES: tuple[dict[str, Any], ...] = (
         "key": {"next_due_at": 1},
         "partialFilterExpression": {"next_due_at": {"$type": "date"}},
     },
+    {"name": NEWEST_OF_STATUS, "key": {"status": 1, "created_at": -1, "_id": -1}},
+    {"name": NEWEST_OF_TOPIC, "key": {"topic": 1, "status": 1, "created_at": -1, "_id": -1}},
 )
 
 ASSISTANCES_VALIDATOR: dict[str, Any] = {

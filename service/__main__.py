@@ -16,7 +16,8 @@ from runtime.settings import MongoSettings, load_settings
 from service.audit import balance, books_as_json, books_as_lines
 from service.process import serve
 from service.settings import ServiceSettings
-from service.show import as_json, as_lines, look_up, printable
+from service.show import as_json, as_lines, printable
+from service.way import look_up
 
 Result = TypeVar("Result")
 

@@ -1,5 +1,6 @@
 """The API as an ASGI application: which answer belongs to which outcome."""
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -77,6 +78,11 @@ def create_app(settings: ServiceSettings, client: Client, readiness: Readiness) 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        route = getattr(request.scope.get("route"), "path", "")
+        # the framework names the methods of one function only, where a path has several
+        if methods := request.app.openapi()["paths"].get(route):
+            error.headers = {"Allow": ", ".join(sorted(methods)).upper()}
     return problems.from_http_exception(error).response(request.scope)
 
 

@@ -1,4 +1,4 @@
-"""`/api/assistances`: a request is accepted, and its state is told."""
+"""`/api/assistances`: who may call, and how a request is accepted."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,34 +13,13 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
 from assistance.routing import Routing
 from service import problems
+from service.answers import EXAMPLE_DESCRIPTION, EXAMPLE_PATH, PATH, Accepted
 from service.api_keys import API_KEY_HEADER, ApiKeys, guarded_by
 from service.idempotency import REPLAYED_HEADER, Receipt, idempotency_key, receipt
 from service.readiness import Readiness
+from service.reading import add_reads
 from service.request_log import note
 from service.requests import Requests
-
-PATH = "/api/assistances"
-
-EXAMPLE_ID = "0f5e2f6c-8f0c-4a7e-9a1e-5d0c9b1f7a10"
-EXAMPLE_PATH = f"{PATH}/{EXAMPLE_ID}"
-EXAMPLE_DESCRIPTION = "A customer asks for a quote for 40 seats"
-
-
-class Accepted(BaseModel):
-    id: UUID = Field(examples=[EXAMPLE_ID])
-    status: Status = Field(examples=[Status.ACCEPTED])
-    link: str = Field(description="where its state can be asked for", examples=[EXAMPLE_PATH])
-
-
-class Assistance(BaseModel):
-    id: UUID = Field(examples=[EXAMPLE_ID])
-    topic: str = Field(examples=["sales"])
-    description: str = Field(examples=[EXAMPLE_DESCRIPTION])
-    status: Status = Field(
-        description="`accepted`, then `succeeded` or `failed`", examples=[Status.SUCCEEDED]
-    )
-    created_at: datetime = Field(examples=["2026-11-23T10:15:30.123Z"])
-    updated_at: datetime = Field(examples=["2026-11-23T10:15:31.456Z"])
 
 
 def assistances_router(
@@ -147,27 +126,7 @@ def assistances_router(
         response.headers["Location"] = link
         return Accepted(id=UUID(request_id), status=Status.ACCEPTED, link=link)
 
-    @router.get(
-        f"{PATH}/{{id}}",
-        summary="Ask how it stands",
-        responses=problems.documented(
-            problems.invalid_request(
-                [{"path": "path.id", "code": "uuid_parsing", "message": "Should be a valid UUID"}]
-            ),
-            problems.unauthorized(),
-            problems.request_not_found(),
-            problems.internal_error(),
-            problems.unavailable("MongoDB does not answer"),
-            instance=EXAMPLE_PATH,
-        ),
-    )
-    async def read(id: UUID, request: Request) -> Assistance:
-        note(request.scope, request_id=str(id))
-        found = await requests.find(str(id))
-        if found is None:
-            raise problems.request_not_found()
-        return Assistance.model_validate({**found, "id": found["_id"]})
-
+    add_reads(router, requests)
     return router
 
 

@@ -9,7 +9,10 @@ from assistance.collection import ASSISTANCES, IDEMPOTENCY_KEYS
 from assistance.request import Acceptance, Request
 from outbox.collection import OUTBOX
 from runtime.mongo import Client, Database, Session, in_transaction
+from service.answers import TOLD, UNTOLD
 from service.idempotency import Receipt
+from service.listing import NEWEST_FIRST, Query
+from service.way import Way, look_up
 
 #: Another transaction that is not over has written the same document.
 WRITE_CONFLICT = 112
@@ -61,9 +64,24 @@ class Requests:
         """Raises PyMongoError when MongoDB does not answer in time."""
         with pymongo.timeout(self.deadline_seconds):
             found: Request | None = await self.database[ASSISTANCES].find_one(
-                {"_id": request_id}, {"deliveries": False}
+                {"_id": request_id}, TOLD
             )
             return found
+
+    async def page(self, query: Query, limit: int) -> list[Request]:
+        """The first of what the query finds, the newest first. Raises as `find` does."""
+        with pymongo.timeout(self.deadline_seconds):
+            found: list[Request] = (
+                await self.database[ASSISTANCES]
+                .find(query.criteria, TOLD, sort=NEWEST_FIRST, hint=query.index, limit=limit)
+                .to_list(limit)
+            )
+            return found
+
+    async def find_way(self, request_id: str) -> Way | None:
+        """The request and its events, for a timeline. Raises as `find` does."""
+        with pymongo.timeout(self.deadline_seconds):
+            return await look_up(self.database, request_id, UNTOLD)
 
     async def _insert(self, acceptance: Acceptance, session: Session) -> None:
         await self.database[ASSISTANCES].insert_one(acceptance.request, session=session)

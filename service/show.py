@@ -1,17 +1,9 @@
 """`python -m service show`: one request's way, for a person or as JSON."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-
 import orjson
 from rich.text import Text
 
-from assistance.collection import ASSISTANCES
-from assistance.request import Request
-from outbox.collection import OUTBOX
-from runtime.mongo import Database
-from service.timeline import Entry, timeline
+from service.way import Way
 
 STYLES = {
     "accepted": "bold",
@@ -23,20 +15,6 @@ STYLES = {
 }
 
 NO_TIME = " " * len("2026-11-23 10:15:30.123")
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    request: Request
-    entries: Sequence[Entry]
-
-
-async def look_up(database: Database, request_id: str) -> Way | None:
-    request: Request | None = await database[ASSISTANCES].find_one({"_id": request_id})
-    if request is None:
-        return None
-    its_events = await database[OUTBOX].find({"key": request_id}, {"payload": False}).to_list(None)
-    return Way(request, timeline(request, its_events, now=datetime.now(UTC)))
 
 
 def as_json(way: Way) -> str:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from assistance import events
-from assistance.books import EVENT_TYPES, Reason, why_waiting
+from assistance.books import EVENT_TYPES, Reason, events_by_id, seq_of, why_waiting
 from assistance.delivery import Delivery, next_look_at
 from assistance.request import Request
 from outbox.state import State
@@ -34,18 +34,19 @@ def timeline(
     """
     In the order of time; what comes next stands at the end.
 
-    Events of other writers, which may have the same key, are left out.
+    Events of other writers, which may have the same key, are left out. One that has a type of ours
+    but no number in the request's order was written by a foreign hand: it is shown, and says so.
     """
-    ours = (document for document in outbox_documents if document.get("type") in EVENT_TYPES)
-    in_order = sorted(ours, key=lambda document: int(document["seq"]))
+    ours = [document for document in outbox_documents if document.get("type") in EVENT_TYPES]
+    in_order = sorted(ours, key=lambda document: seq_of(document) or 0)
     happened = [_accepted(request)]
     happened += chain.from_iterable(_event(document) for document in in_order)
     happened += chain.from_iterable(_attempts(delivery) for delivery in request["deliveries"])
     happened.sort(key=lambda entry: entry.at or now)
     return [
-        *_removed(request, in_order),
+        *_removed(request, sum(seq_of(document) is not None for document in ours)),
         *happened,
-        *_next(request, {document["_id"]: document for document in in_order}, now),
+        *_next(request, events_by_id(in_order), now),
     ]
 
 
@@ -54,8 +55,8 @@ def _accepted(request: Request) -> Entry:
     return Entry(request["created_at"], "accepted", request["topic"], f"goes to {destinations}")
 
 
-def _removed(request: Request, found: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
-    count = request["version"] - len(found)
+def _removed(request: Request, found: int) -> Iterator[Entry]:
+    count = request["version"] - found
     if count > 0:
         detail = f"{count} of {request['version']} were published long ago and are not kept"
         yield Entry(None, "removed", "events", detail)
@@ -63,7 +64,11 @@ def _removed(request: Request, found: Sequence[Mapping[str, Any]]) -> Iterator[E
 
 def _event(document: Mapping[str, Any]) -> Iterator[Entry]:
     subject = _subject(document)
-    yield Entry(document.get("created_at"), "appended", subject, f"event {document['seq']}")
+    seq = seq_of(document)
+    which = "event without a number, written by a foreign hand" if seq is None else f"event {seq}"
+    created_at = document.get("created_at")
+    at = created_at if isinstance(created_at, datetime) else None
+    yield Entry(at, "appended", subject, which)
     match document.get("state"):
         case State.PUBLISHED:
             yield Entry(document.get("published_at"), "published", subject, "")
@@ -84,7 +89,10 @@ def _subject(document: Mapping[str, Any]) -> str:
 def _attempts(delivery: Delivery) -> Iterator[Entry]:
     for attempt in delivery["attempts"]:
         subject = f"{delivery['destination']}, attempt {attempt['number']}"
-        yield Entry(attempt["started_at"], "started", subject, f"by worker {attempt['worker']}")
+        # whoever asks over HTTP is not told which host it was
+        worker = attempt.get("worker")
+        by = f"by worker {worker}" if worker else ""
+        yield Entry(attempt["started_at"], "started", subject, by)
         if "ended_at" in attempt:
             said = (
                 attempt.get("verdict"),
@@ -107,6 +115,13 @@ def _next(
             yield Entry(at, "next", delivery["destination"], f"{reason}: {detail}")
 
 
+_WITHOUT_A_DATE = {
+    Reason.TO_BE_PUBLISHED: "the relay publishes it",
+    Reason.PAUSED: "it goes on as soon as its destination does",
+    Reason.NEEDS_DECISION: "nobody knows whether it arrived, and a person says what follows",
+}
+
+
 def _what_comes(
     reason: Reason, delivery: Delivery, hint: Mapping[str, Any]
 ) -> tuple[datetime | None, str]:
@@ -122,8 +137,8 @@ def _what_comes(
             return look_at, "the reconciler wakes a worker"
         case Reason.CLAIM_EXPIRED:
             return look_at, "its worker is gone, and the reconciler wakes another"
-        case Reason.TO_BE_PUBLISHED:
-            return None, "the relay publishes it"
+        case Reason.TO_BE_PUBLISHED | Reason.PAUSED | Reason.NEEDS_DECISION:
+            return None, _WITHOUT_A_DATE[reason]
         case Reason.HELD:
             return hint.get("retry_at"), f"the relay tries it again ({hint.get('reason')})"
         case Reason.PARKED | Reason.DISCARDED:

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -50,7 +51,7 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, 
     assert problem["message"]
     assert problem["title"] == answer.reason_phrase
     assert problem["type"].endswith(f":{code}")
-    assert problem["instance"] == answer.request.url.raw_path.decode()
+    assert problem["instance"] == answer.request.url.raw_path.decode().partition("?")[0]
     return problem
 
 
@@ -78,15 +79,93 @@ def test_the_additions_stand_beside_the_old_members(service: RunningService) -> 
     assert location == accepted.json()["link"]
 
     found = service.http.get(location).json()
-    assert set(found) == {"id", "topic", "description", "status", "created_at", "updated_at"}
-    assert found["created_at"] == found["updated_at"]
-    assert found["created_at"].endswith("Z")
+    dates = [found.pop("created_at"), found.pop("updated_at")]
+    (delivery,) = found.pop("deliveries")
+    assert dates[0] == dates[1] == delivery.pop("next_attempt_at")
+    assert dates[0].endswith("Z")
+    assert found == {
+        "id": accepted.json()["id"],
+        **OLD_BODY,
+        "status": "accepted",
+        "channels": ["slack"],
+        "attempts": 0,
+        "failure": None,
+    }
+    assert delivery == {
+        "destination": "slack",
+        "channel": "slack",
+        "state": "waiting",
+        "attempts": 0,
+        "failure": None,
+    }
 
 
 def test_what_a_request_has_come_to_is_told(service: RunningService, written: Written) -> None:
     request_id = service.accept()
-    written.database["assistances"].update_one({"_id": request_id}, {"$set": {"status": "failed"}})
-    assert service.http.get(f"{PATH}/{request_id}").json()["status"] == "failed"
+    moment = datetime(2026, 11, 23, 10, 15, 30, tzinfo=UTC)
+    attempt = {
+        "number": 1,
+        "fence": 1,
+        "worker": "host-of-ours/4711",
+        "started_at": moment,
+        "ended_at": moment,
+        "verdict": "never",
+        "code": "404",
+        "excerpt": "no_service: what the third party said",
+    }
+    failed = {"destination": "slack", "channel": "slack", "state": "failed", "attempts": [attempt]}
+    lost = [{**attempt, "verdict": "later", "code": "connect_refused"}] * 8
+    unanswered = {**failed, "destination": "mail", "channel": "email", "attempts": lost}
+    asked = {**failed, "destination": "ops", "state": "needs_decision"}
+    rest = {"fence": 1, "due_at": moment, "lease_until": None, "hint_event": "", "hints": 1}
+    deliveries = [
+        {**rest, "hint_until": moment, "idempotency_key": "a-secret-of-ours", **delivery}
+        for delivery in (failed, unanswered, asked)
+    ]
+    written.database["assistances"].update_one(
+        {"_id": request_id}, {"$set": {"status": "failed", "deliveries": deliveries}}
+    )
+
+    found = service.http.get(f"{PATH}/{request_id}")
+    told = found.json()
+    assert (told["status"], told["channels"], told["attempts"]) == (
+        "failed",
+        ["email", "slack"],
+        10,
+    )
+    assert told["failure"] == {
+        "destination": "slack",
+        "reason": "permanent",
+        "code": "404",
+        "message": "slack refused it for good (404)",
+    }
+    assert [delivery["state"] for delivery in told["deliveries"]] == [
+        *("failed", "failed", "needs_decision")
+    ]
+    assert [delivery["next_attempt_at"] for delivery in told["deliveries"]] == [None] * 3
+    assert told["deliveries"][0]["failure"] == told["failure"]
+    assert told["deliveries"][1]["failure"] == {
+        "destination": "mail",
+        "reason": "attempts_used_up",
+        "code": "connect_refused",
+        "message": "mail did not take it in 8 attempts (connect_refused)",
+    }
+    assert told["deliveries"][2]["failure"] is None
+
+    timeline = service.http.get(f"{PATH}/{request_id}/timeline")
+    assert timeline.status_code == 200
+    assert (timeline.json()["id"], timeline.json()["status"]) == (request_id, "failed")
+    entries = timeline.json()["entries"]
+    assert [entry["what"] for entry in entries][-3:] == ["appended", "appended", "next"]
+    first = {"subject": "slack, attempt 1", "at": "2026-11-23T10:15:30Z"}
+    assert {**first, "what": "started", "detail": ""} in entries
+    assert {**first, "what": "ended", "detail": "never, 404"} in entries
+    listed = service.http.get(PATH, params={"status": "failed"})
+    assert told in listed.json()["items"]
+    for answer in (found, timeline, listed):
+        for untold in ("host-of-ours", "third party said", "a-secret-of-ours"):
+            assert untold not in answer.text
+    assert OLD_BODY["description"] not in timeline.text
 
 
 @pytest.mark.parametrize("topic", ["sales", "pricing"])
@@ -183,16 +262,18 @@ def test_a_form_is_refused(service: RunningService) -> None:
 
 
 def test_an_unknown_request_is_not_found(service: RunningService) -> None:
-    problem = assert_problem(service.http.get(f"{PATH}/{uuid4()}"), 404, "request_not_found")
-    assert "errors" not in problem
+    for path in (f"{PATH}/{uuid4()}", f"{PATH}/{uuid4()}/timeline"):
+        problem = assert_problem(service.http.get(path), 404, "request_not_found")
+        assert "errors" not in problem
 
 
 @pytest.mark.parametrize("request_id", ["1", "not-a-uuid", "%00", "0f5e2f6c-8f0c"])
 def test_an_id_that_is_none_is_refused(service: RunningService, request_id: str) -> None:
-    problem = assert_problem(service.http.get(f"{PATH}/{request_id}"), 400, "invalid_request")
-    assert [(error["path"], error["code"]) for error in problem["errors"]] == [
-        ("path.id", "uuid_parsing")
-    ]
+    for path in (f"{PATH}/{request_id}", f"{PATH}/{request_id}/timeline"):
+        problem = assert_problem(service.http.get(path), 400, "invalid_request")
+        assert [(error["path"], error["code"]) for error in problem["errors"]] == [
+            ("path.id", "uuid_parsing")
+        ]
 
 
 def test_an_id_is_found_however_it_is_written(service: RunningService) -> None:
@@ -207,8 +288,18 @@ def test_each_configured_key_opens(service: RunningService) -> None:
             assert http.post(PATH, json=OLD_BODY).status_code == 202
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_without_a_good_key_nothing_is_told(service: RunningService, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", PATH),
+        ("GET", f"{PATH}/not-a-uuid"),
+        ("GET", f"{PATH}/not-a-uuid/timeline"),
+        ("GET", f"{PATH}?limit=0"),
+    ],
+)
+def test_without_a_good_key_nothing_is_told(
+    service: RunningService, method: str, path: str
+) -> None:
     good = service.keys[0]
     bad_keys = [
         "",
@@ -222,7 +313,6 @@ def test_without_a_good_key_nothing_is_told(service: RunningService, method: str
     refused: list[dict[bytes, bytes]] = [{}, *({b"X-API-KEY": key.encode()} for key in bad_keys)]
     with service.client({}) as http:
         for headers in refused:
-            path = PATH if method == "POST" else f"{PATH}/not-a-uuid"
             # what is wrong with the rest of a stranger's call is none of his business
             answer = http.request(method, path, headers=headers, content="{")
             assert_problem(answer, 401, "unauthorized")
@@ -233,7 +323,7 @@ def test_an_unknown_path_and_a_wrong_method_are_problems_too(service: RunningSer
     assert_problem(service.http.get("/nowhere/at%20all"), 404, "not_found")
     refused = service.http.delete(PATH)
     assert_problem(refused, 405, "method_not_allowed")
-    assert refused.headers["Allow"] == "POST"
+    assert refused.headers["Allow"] == "GET, POST"
 
 
 def test_a_body_up_to_the_limit_is_read(service: RunningService) -> None:
@@ -311,10 +401,14 @@ def test_the_documentation_is_open_and_complete(service: RunningService) -> None
         assert "swagger" in http.get("/docs").text
         document = http.get("/openapi.json").json()
 
-    post, get = document["paths"][PATH]["post"], document["paths"][f"{PATH}/{{id}}"]["get"]
-    assert set(post["responses"]) == {"202", "400", "401", "413", "500", "503", "default"}
-    assert set(get["responses"]) == {"200", "400", "401", "404", "500", "503", "default"}
-    for operation in (post, get):
+    post, find = document["paths"][PATH]["post"], document["paths"][PATH]["get"]
+    get = document["paths"][f"{PATH}/{{id}}"]["get"]
+    timeline = document["paths"][f"{PATH}/{{id}}/timeline"]["get"]
+    of_all = {"400", "401", "500", "503", "default"}
+    assert set(post["responses"]) == {"202", "409", "413", "422", *of_all}
+    assert set(find["responses"]) == {"200", *of_all}
+    assert set(get["responses"]) == set(timeline["responses"]) == {"200", "404", *of_all}
+    for operation in (post, find, get, timeline):
         (scheme,) = operation["security"][0]
         assert document["components"]["securitySchemes"][scheme] == {
             "type": "apiKey",
@@ -327,7 +421,17 @@ def test_the_documentation_is_open_and_complete(service: RunningService) -> None
             example = operation["responses"][status]["content"][media_type]["example"]
             assert example["status"] == int(status)
     assert "Retry-After" in post["responses"]["503"]["headers"]
-    assert "Location" in post["responses"]["202"]["headers"]
+    assert "Retry-After" in post["responses"]["409"]["headers"]
+    assert set(post["responses"]["202"]["headers"]) == {"Location", "Idempotent-Replayed"}
+    (key,) = [each for each in post["parameters"] if each["name"] == "Idempotency-Key"]
+    assert (key["in"], key["required"]) == ("header", False)
+    assert {each["name"] for each in find["parameters"]} == {
+        *("status", "topic", "created_from", "created_to", "limit", "cursor")
+    }
+    for schema in document["components"]["schemas"].values():
+        for name, each in schema.get("properties", {}).items():
+            known = "$ref" in each or "items" in each or schema["title"] == "Problem"
+            assert known or {"examples", "const"} & each.keys(), (schema["title"], name)
     new = document["components"]["schemas"]["NewAssistance"]["properties"]
     assert new["topic"]["enum"] == ["sales", "pricing"]
     assert new["description"]["maxLength"] == 300

@@ -84,8 +84,8 @@ def test_the_same_call_is_answered_as_it_was_the_first_time(
     )
 
     written_otherwise = json.dumps({**dict(reversed(OLD_BODY.items())), "unknown": 1}, indent=4)
-    for body in (json.dumps(OLD_BODY), written_otherwise):
-        again = service.http.post(PATH, content=body, headers={"Idempotency-Key": key})
+    for text in (json.dumps(OLD_BODY), written_otherwise):
+        again = service.http.post(PATH, content=text, headers={"Idempotency-Key": key})
         assert again.status_code == 202
         assert again.json() == first.json()
         assert again.headers["Location"] == first.headers["Location"]

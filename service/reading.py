@@ -1,0 +1,87 @@
+"""What `/api/assistances` tells: one request, its timeline, and all of them page by page."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+
+from service import problems
+from service.answers import (
+    EXAMPLE_PATH,
+    PATH,
+    Assistance,
+    Page,
+    Timeline,
+    assistance,
+    timeline_answer,
+)
+from service.listing import PAGE_LIMIT, Filters, link_to_next, query_of
+from service.request_log import note
+from service.requests import Requests
+
+
+def add_reads(router: APIRouter, requests: Requests) -> None:
+    invalid_id = problems.invalid_request(
+        [{"path": "path.id", "code": "uuid_parsing", "message": "Should be a valid UUID"}]
+    )
+    problems_of_a_read = (
+        problems.unauthorized(),
+        problems.internal_error(),
+        problems.unavailable("MongoDB does not answer"),
+    )
+
+    @router.get(
+        f"{PATH}/{{id}}",
+        summary="Ask how it stands",
+        responses=problems.documented(
+            invalid_id, problems.request_not_found(), *problems_of_a_read, instance=EXAMPLE_PATH
+        ),
+    )
+    async def read(id: UUID, request: Request) -> Assistance:
+        note(request.scope, request_id=str(id))
+        found = await requests.find(str(id))
+        if found is None:
+            raise problems.request_not_found()
+        return assistance(found)
+
+    @router.get(
+        f"{PATH}/{{id}}/timeline",
+        summary="Ask what has happened to it, and what comes next",
+        responses=problems.documented(
+            invalid_id, problems.request_not_found(), *problems_of_a_read, instance=EXAMPLE_PATH
+        ),
+    )
+    async def read_timeline(id: UUID, request: Request) -> Timeline:
+        note(request.scope, request_id=str(id))
+        way = await requests.find_way(str(id))
+        if way is None:
+            raise problems.request_not_found()
+        return timeline_answer(way.request, way.entries)
+
+    @router.get(
+        PATH,
+        summary="List requests, the newest first",
+        responses=problems.documented(
+            problems.invalid_request(
+                [
+                    {
+                        "path": "query.limit",
+                        "code": "less_than_equal",
+                        "message": f"Input should be less than or equal to {PAGE_LIMIT}",
+                    }
+                ]
+            ),
+            *problems_of_a_read,
+            instance=PATH,
+        ),
+    )
+    async def find(filters: Annotated[Filters, Query()], request: Request) -> Page:
+        # one more than is shown tells whether there is a next page
+        found = await requests.page(query_of(filters), filters.limit + 1)
+        shown = found[: filters.limit]
+        more = len(found) > len(shown)
+        asked = request.query_params.multi_items()
+        return Page(
+            items=[assistance(each) for each in shown],
+            next=link_to_next(PATH, asked, shown[-1]) if more else None,
+        )

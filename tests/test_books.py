@@ -225,6 +225,16 @@ def test_an_event_too_many_is_found() -> None:
     assert "are number 1, 2, 2" in doubts(request, [*documents, documents[1]])
 
 
+@pytest.mark.parametrize("seq", [{}, {"seq": None}, {"seq": "3"}, {"seq": 3.0}, {"seq": -1}])
+def test_an_event_of_ours_that_a_foreign_hand_wrote_is_found(seq: dict[str, object]) -> None:
+    request, documents = accepted()
+    for type in (events.SUCCEEDED, events.HINT):
+        foreign = {"_id": {"not": "ours"}, "type": type, **seq}
+        assert doubts(request, [*documents, foreign]) == (
+            f"1 of its events have no number in `seq`, so a foreign hand wrote them: {type}"
+        )
+
+
 def test_the_books_count_each_request_once_and_list_the_first_doubtful_ones() -> None:
     books = Books()
     request, documents = accepted()

@@ -81,7 +81,7 @@ def stored(written: Written) -> list[Document]:
 
 
 def pages(service: RunningService, **filters: object) -> Iterator[list[Document]]:
-    path: str | None = str(httpx.URL(PATH, params=filters))  # type: ignore[arg-type]
+    path: str | None = str(httpx.URL(PATH, params=filters))
     while path is not None:
         answer = service.http.get(path)
         assert answer.status_code == 200, answer.text

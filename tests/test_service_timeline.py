@@ -123,5 +123,18 @@ def test_events_of_other_writers_are_left_out() -> None:
     assert told == timeline(request, documents, now=BORN)
 
 
+@pytest.mark.parametrize("seq", [{}, {"seq": None}, {"seq": "2"}, {"seq": 2.0}, {"seq": 0}])
+def test_an_event_of_ours_that_a_foreign_hand_wrote_is_shown_as_such(
+    seq: Mapping[str, object],
+) -> None:
+    request, documents = accepted()
+    foreign = {"_id": {"not": "ours"}, "key": request["_id"], "type": "delivery_due", **seq}
+    told = timeline(request, [foreign, *documents], now=BORN)
+    (shown,) = [entry for entry in told if "foreign hand" in entry.detail]
+    assert shown.what == "appended"
+    told.remove(shown)
+    assert told == timeline(request, documents, now=BORN)
+
+
 def test_text_is_printed_without_its_tricks() -> None:
     assert printable("é 🙂 \x1b[31m\u202e\n") == "é 🙂 \\x1b[31m\\u202e\\n"

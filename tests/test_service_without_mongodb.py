@@ -16,7 +16,7 @@ from sandbox.ports import free_ports
 from sandbox.servers import installed_mongod
 from tests.conftest import RunProcess
 from tests.helpers import wait_until
-from tests.running_service import PATH, RunningService, start_service
+from tests.running_service import OLD_BODY, PATH, RunningService, start_service
 
 ANSWER_LIMIT_SECONDS = 3.0
 
@@ -41,9 +41,13 @@ def assert_everything_waits_for_mongodb(service: RunningService) -> None:
     with ThreadPoolExecutor() as pool:
         posts = [pool.submit(service.post) for _ in range(20)]
         read = pool.submit(service.http.get, f"{PATH}/{uuid4()}")
+        listed = pool.submit(service.http.get, PATH)
+        way = pool.submit(service.http.get, f"{PATH}/{uuid4()}/timeline")
+        key = {"Idempotency-Key": str(uuid4())}
+        once = pool.submit(service.http.post, PATH, json=OLD_BODY, headers=key)
         ready = pool.submit(service.http.get, "/readyz")
         alive = pool.submit(service.http.get, "/livez")
-        for answer in (*posts, read, ready):
+        for answer in (*posts, read, listed, way, once, ready):
             assert_unavailable(answer.result())
         assert alive.result().status_code == 200
 

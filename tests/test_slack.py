@@ -262,28 +262,6 @@ async def test_a_message_arrives_with_its_ids(third_parties: ThirdParties) -> No
     assert received["idempotency_key"] == message().idempotency_key
 
 
-async def test_a_refused_connection_is_tried_later(third_parties: ThirdParties) -> None:
-    third_parties.misbehave("slack", "refuse")
-    assert await send(third_parties.slack_url) == Later("connect_error")
-
-
-async def test_an_answer_that_was_lost_is_unknown(third_parties: ThirdParties) -> None:
-    third_parties.misbehave("slack", "reset", times=1)
-    assert isinstance(await send(third_parties.slack_url), Unknown)
-    third_parties.misbehave("slack", "accept_then_fail", times=1)
-    assert isinstance(await send(third_parties.slack_url), Unknown)
-
-
-async def test_silence_after_sending_is_unknown(third_parties: ThirdParties) -> None:
-    third_parties.misbehave("slack", "hang", times=1)
-    assert await send(third_parties.slack_url) == Unknown("no_answer_in_time")
-
-
-async def test_a_slow_good_answer_in_time_is_good(third_parties: ThirdParties) -> None:
-    third_parties.misbehave("slack", "slow", delay_seconds=0.2, times=1)
-    assert await send(third_parties.slack_url) == Done("200", "ok")
-
-
 async def test_an_answer_that_drips_for_ever_ends_at_the_deadline() -> None:
     async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -314,31 +292,6 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
     assert verdict.code == "404"
     # the sockets' own buffers hold a few megabytes; nobody asks for the other 990
     assert written < 4000 * ANSWER_LIMIT_BYTES
-
-
-async def test_a_redirect_is_not_followed() -> None:
-    visits = 0
-
-    async def redirect(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal visits
-        visits += 1
-        writer.write(b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
-
-    async with web_server_that(redirect) as url:
-        assert await send(url) == Later("307")
-    assert visits == 1
-
-
-async def test_an_answer_that_is_no_http_is_unknown() -> None:
-    async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 mail.example.org ESMTP\r\n")
-        await writer.drain()
-
-    async with web_server_that(babble) as url:
-        verdict = await send(url)
-    assert isinstance(verdict, Unknown)
-    assert SECRET not in repr(verdict)
 
 
 async def test_a_proxy_in_the_environment_is_ignored(

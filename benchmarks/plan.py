@@ -28,6 +28,8 @@ class Plan:
     growth_rounds: int
     posts: int
     paced_posts: int
+    sustained_seconds: float
+    bare_seconds: float
 
 
 #: The rate at which latency is compared.
@@ -54,6 +56,8 @@ USUAL = Plan(
     growth_rounds=3,
     posts=2_000,
     paced_posts=100,
+    sustained_seconds=60,
+    bare_seconds=15,
 )
 
 #: `LONG=1`: the million, and five rounds of everything.
@@ -75,6 +79,8 @@ LONG = Plan(
     growth_rounds=5,
     posts=10_000,
     paced_posts=600,
+    sustained_seconds=60,
+    bare_seconds=30,
 )
 
 #: `--quick`: whether the benchmark itself works. Its figures mean nothing.
@@ -96,4 +102,6 @@ QUICK = Plan(
     growth_rounds=1,
     posts=100,
     paced_posts=10,
+    sustained_seconds=3,
+    bare_seconds=2,
 )

@@ -20,6 +20,7 @@ from benchmarks.run import (
     STREAM_FIVE_A_KEY,
 )
 from benchmarks.statistics import Spread, ratios
+from benchmarks.sustained import OPEN_LIMIT
 from benchmarks.targets import judge
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -189,6 +190,16 @@ def _whole_way(results: Results) -> Table:
             f"POST to acknowledged at {way.paced_per_second:g}/s, p50 and p99 ms",
             f"{way.way_p50_ms:.1f} and {way.way_p99_ms:.1f}",
         ],
+    ]
+    sustained = way.sustained
+    rows += [
+        [
+            f"the same for {sustained.seconds:g} s with at most {OPEN_LIMIT} open, a second",
+            f"{sustained.per_second:,.0f}",
+        ],
+        ["its p50 and p99 ms", f"{sustained.p50_ms:.0f} and {sustained.p99_ms:.0f}"],
+        ["its ceiling: bare calls, a second", f"{sustained.bare_per_second:,.0f}"],
+        ["share of the ceiling", f"{sustained.share_of_ceiling:.2f}"],
     ]
     return Table(f"The whole way, {way.posts:,} requests", ["", "found"], rows)
 

@@ -68,12 +68,7 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
             rounds=plan.growth_rounds,
         )
     say("the whole way: service, relay, worker, Slack")
-    whole_way = measure_whole_way(
-        folder / "stack",
-        posts=plan.posts,
-        paced=plan.paced_posts,
-        paced_per_second=WHOLE_WAY_PER_SECOND,
-    )
+    whole_way = measure_whole_way(folder / "stack", plan, paced_per_second=WHOLE_WAY_PER_SECOND)
     return Results(
         machine, plan, latency, offered, drains, large, ceilings, memory, growth, whole_way
     )

@@ -10,6 +10,8 @@ from benchmarks.statistics import ratios
 
 MEMORY_LIMIT_MB = 100
 
+CEILING_SHARE = 0.5
+
 #: What a cost or a memory may differ by and still count as the same: noise, not growth.
 FLAT_RATIO = 1.1
 
@@ -55,6 +57,14 @@ def judge(results: Results) -> list[Target]:
             max(relay_cpu, servers_cpu, growth.elapsed.median) <= FLAT_RATIO,
             f"time {growth.elapsed.median:.2f}, processor of the relay {relay_cpu:.2f}, "
             f"of the servers {servers_cpu:.2f} times",
+        )
+    )
+    sustained = results.whole_way.sustained
+    judged.append(
+        Target(
+            f"{sustained.seconds:g} s of requests, POST to acknowledged, at half the ceiling",
+            sustained.share_of_ceiling >= CEILING_SHARE,
+            f"{sustained.share_of_ceiling:.2f} of it",
         )
     )
     return judged

@@ -13,7 +13,9 @@ import httpx
 from pymongo import MongoClient
 
 from benchmarks.field import wait_until
+from benchmarks.plan import Plan
 from benchmarks.statistics import percentile
+from benchmarks.sustained import Sustained, measure_sustained
 from sandbox.stack import DATABASE, Stack, open_stack
 
 CLIENTS = 8
@@ -37,18 +39,19 @@ class WholeWay:
     paced_per_second: float
     way_p50_ms: float
     way_p99_ms: float
+    sustained: Sustained
 
 
-def measure_whole_way(folder: Path, *, posts: int, paced: int, paced_per_second: float) -> WholeWay:
+def measure_whole_way(folder: Path, plan: Plan, *, paced_per_second: float) -> WholeWay:
     with open_stack(folder, lambda _said: None) as stack, _successes(stack) as succeeded:
         asyncio.run(_post(stack, 50, rate=None))
         wait_until(lambda: len(succeeded) == 50, "the first requests are done")  # noqa: PLR2004
 
-        sent = asyncio.run(_post(stack, paced, rate=paced_per_second))
+        sent = asyncio.run(_post(stack, plan.paced_posts, rate=paced_per_second))
         wait_until(lambda: sent.keys() <= succeeded.keys(), "paced requests are acknowledged")
         way = sorted((succeeded[id] - began) * 1e3 for id, (began, _ended) in sent.items())
 
-        sent = asyncio.run(_post(stack, posts, rate=None))
+        sent = asyncio.run(_post(stack, plan.posts, rate=None))
         wait_until(
             lambda: sent.keys() <= succeeded.keys(),
             "every request is acknowledged",
@@ -57,15 +60,25 @@ def measure_whole_way(folder: Path, *, posts: int, paced: int, paced_per_second:
         first = min(began for began, _ended in sent.values())
         answered = max(ended for _began, ended in sent.values())
         took = sorted((ended - began) * 1e3 for began, ended in sent.values())
+        acknowledged_per_second = plan.posts / (max(succeeded[id] for id in sent) - first)
+        sustained = measure_sustained(
+            stack,
+            folder,
+            succeeded,
+            REQUEST,
+            seconds=plan.sustained_seconds,
+            bare_seconds=plan.bare_seconds,
+        )
         return WholeWay(
-            posts=posts,
-            posts_per_second=posts / (answered - first),
+            posts=plan.posts,
+            posts_per_second=plan.posts / (answered - first),
             post_p50_ms=percentile(took, 50),
             post_p99_ms=percentile(took, 99),
-            acknowledged_per_second=posts / (max(succeeded[id] for id in sent) - first),
+            acknowledged_per_second=acknowledged_per_second,
             paced_per_second=paced_per_second,
             way_p50_ms=percentile(way, 50),
             way_p99_ms=percentile(way, 99),
+            sustained=sustained,
         )
 
 

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test bench lint format check-locks
+.PHONY: help setup demo up test chaos bench lint format check-locks
 
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -24,6 +24,9 @@ up: setup ## the same system without the acts, until Ctrl-C
 
 test: setup ## every test, on real servers
 	.venv/bin/pytest
+
+chaos: setup ## a crash campaign against the relay (ROUNDS=200 SEED=n FIRST=1: one seed, the same rounds)
+	@.venv/bin/python -m tests.chaos --rounds $(or $(ROUNDS),200) --first $(or $(FIRST),1) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)
 	.venv/bin/python -m benchmarks

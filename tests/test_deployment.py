@@ -322,8 +322,13 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
         wait_until(is_ready, "the API is ready", deadline_seconds=20)
         statuses = []
         for _ in range(2):
-            answer = api.post("/api/assistances", json={"topic": "sales", "description": "help"})
+            body = {"topic": "sales", "description": "help"}
+            key = {"Idempotency-Key": secrets.token_hex(8)}
+            answer = api.post("/api/assistances", json=body, headers=key)
             link = answer.raise_for_status().json()["link"]
+            again = api.post("/api/assistances", json=body, headers=key)
+            assert again.json() == answer.json()
+            assert api.get(f"{link}/timeline").is_success
             statuses.append(
                 wait_until(
                     lambda link=link: final_status_of(link),  # type: ignore[misc]
@@ -331,6 +336,8 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
                     deadline_seconds=20,
                 )
             )
+
+        assert api.get("/api/assistances").json()["items"][0]["status"] == "succeeded"
 
     assert statuses == ["failed", "succeeded"]
     assert all(process.running for process in processes)

@@ -323,10 +323,10 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
         statuses = []
         for _ in range(2):
             body = {"topic": "sales", "description": "help"}
-            key = {"Idempotency-Key": secrets.token_hex(8)}
-            answer = api.post("/api/assistances", json=body, headers=key)
+            once = {"Idempotency-Key": secrets.token_hex(8)}
+            answer = api.post("/api/assistances", json=body, headers=once)
             link = answer.raise_for_status().json()["link"]
-            again = api.post("/api/assistances", json=body, headers=key)
+            again = api.post("/api/assistances", json=body, headers=once)
             assert again.json() == answer.json()
             assert api.get(f"{link}/timeline").is_success
             statuses.append(

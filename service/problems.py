@@ -159,6 +159,10 @@ def from_http_exception(error: HTTPException) -> Problem:
     return Problem(status, code, status.description or status.phrase, headers=error.headers)
 
 
+#: pydantic's word for a member that nobody asked for.
+EXTRA = "extra_forbidden"
+
+
 def from_validation_error(details: Sequence[Any]) -> Problem:
     """details: pydantic's errors, each with `loc`, `type`, `msg` and perhaps `ctx`."""
     return invalid_request([_field_error(detail) for detail in details])
@@ -171,7 +175,8 @@ def _field_error(detail: Any) -> FieldError:
         message = f"Not JSON: {detail['ctx']['error']} (character {position})"
         return {"path": "body", "code": "json_invalid", "message": message}
     path = ".".join(str(part) for part in detail["loc"])
-    return {"path": path, "code": detail["type"], "message": detail["msg"]}
+    message = "No such parameter is known" if detail["type"] == EXTRA else detail["msg"]
+    return {"path": path, "code": detail["type"], "message": message}
 
 
 SCHEMA_NAME = "Problem"

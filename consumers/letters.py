@@ -1,0 +1,223 @@
+"""Dead letters as a person meets them: by group, by filter, one by one; and given up for good."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from assistance.collection import DEAD_LETTERS
+from assistance.redrive import FROM_DELIVERY, UNDECIDED, Decision
+from runtime.mongo import Database, Session, in_transaction
+from runtime.operations import (
+    OPERATION_ITEMS,
+    OPERATIONS,
+    NothingToDo,
+    Operator,
+    operation,
+)
+
+Letter = Mapping[str, Any]
+
+TRANSACTION_SECONDS = 10.0
+
+#: So many are discarded in one transaction.
+DISCARD_COUNT = 500
+
+#: What stands in a group's name where the letter has no such field, as garbage has no destination.
+NOTHING = "-"
+
+
+class Group(NamedTuple):
+    """Letters with one cause. reason: the class of error, such as `permanent` or `rejected`."""
+
+    destination: str | None
+    reason: str | None
+    code: str | None
+
+    def __str__(self) -> str:
+        return "/".join(part or NOTHING for part in self)
+
+
+def parse_group(text: str) -> Group:
+    """`slack/permanent/404`. Raises ValueError, which says the form."""
+    parts = text.split("/", 2)
+    if len(parts) != len(Group._fields):
+        raise ValueError("a group is DESTINATION/REASON/CODE, as `dead-letters list` shows it")
+    return Group(*(None if part == NOTHING else part for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """
+    Which letters are meant: all that match, of those that wait for a decision.
+
+    ids: of letters, or of requests; these are meant whatever was decided about them.
+    since, until: when they were last seen.
+    decided: those with a decision too.
+    """
+
+    ids: tuple[str, ...] = ()
+    group: Group | None = None
+    destination: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    decided: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.as_document()
+
+    def as_document(self) -> dict[str, Any]:
+        """What was asked for, to be kept with what was done."""
+        given = {name: value for name, value in asdict(self).items() if value}
+        if self.group is not None:
+            given["group"] = str(self.group)
+        return given
+
+    def query(self) -> dict[str, Any]:
+        query: dict[str, Any] = {}
+        if self.ids:
+            ids = list(self.ids)
+            of_request = {"request_id": {"$in": ids}, "origin": FROM_DELIVERY}
+            query["$or"] = [{"_id": {"$in": ids}}, of_request]
+        elif not self.decided:
+            query["decision"] = {"$in": list(UNDECIDED)}
+        if self.group is not None:
+            query |= self.group._asdict()
+        named = {"destination": self.destination, "code": self.code, "reason": self.reason}
+        query |= {name: value for name, value in named.items() if value is not None}
+        seen = {"$gte": self.since, "$lte": self.until}
+        if seen := {operator: moment for operator, moment in seen.items() if moment is not None}:
+            query["last_seen_at"] = seen
+        return query
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOfLetters:
+    group: Group
+    count: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+    sample: str
+
+
+async def groups(database: Database, selection: Selection) -> list[GroupOfLetters]:
+    """The largest first; `sample` is the letter that was seen last."""
+    together = {name: f"${name}" for name in Group._fields}
+    pipeline: list[dict[str, Any]] = [
+        {"$match": selection.query()},
+        {
+            "$group": {
+                "_id": together,
+                "count": {"$sum": 1},
+                "first": {"$min": "$first_seen_at"},
+                "last": {"$max": {"at": "$last_seen_at", "id": "$_id"}},
+            }
+        },
+        {"$sort": {"count": -1, "_id": 1}},
+    ]
+    return [
+        GroupOfLetters(
+            group=Group(*(found["_id"].get(name) for name in Group._fields)),
+            count=found["count"],
+            first_seen_at=found["first"],
+            last_seen_at=found["last"]["at"],
+            sample=found["last"]["id"],
+        )
+        async for found in database[DEAD_LETTERS].aggregate(pipeline)
+    ]
+
+
+async def letters(
+    database: Database, selection: Selection, *, limit: int | None = None
+) -> list[Letter]:
+    """
+    Without their bodies, those that were seen first to the front.
+
+    Raises NothingToDo, naming every id of which there is no letter.
+    """
+    cursor = database[DEAD_LETTERS].find(
+        selection.query(), {"body": False}, sort=[("last_seen_at", 1), ("_id", 1)]
+    )
+    found: list[Letter] = await cursor.to_list(limit)
+    known = {value for letter in found for value in (letter["_id"], letter.get("request_id"))}
+    missing = [id for id in selection.ids if id not in known]
+    if missing and limit is None:
+        raise NothingToDo(f"no dead letter: {', '.join(missing)}; nothing was changed")
+    return found
+
+
+async def discard(
+    database: Database, selection: Selection, operator: Operator
+) -> tuple[str, dict[str, str]]:
+    """
+    Give letters up: they stay, with the decision, and are neither listed nor redriven any more.
+
+    The operation's id, and what came of each letter. Raises NothingToDo.
+    """
+    found = await letters(database, selection)
+    if not found:
+        raise NothingToDo("no dead letter matches; nothing was changed")
+    asked = operation("discard_letters", operator, selection=selection.as_document())
+    await database[OPERATIONS].insert_one(asked)
+    results: dict[str, str] = {}
+    for some in _in_parts(found, DISCARD_COUNT):
+        results |= await _discard_some(database, some, asked)
+    done = {"carried_out_at": datetime.now(UTC), "result": _counted(results.values())}
+    await database[OPERATIONS].update_one({"_id": asked["_id"]}, {"$set": done})
+    return asked["_id"], results
+
+
+async def _discard_some(
+    database: Database, some: Sequence[Letter], asked: Mapping[str, Any]
+) -> dict[str, str]:
+    ids = {"$in": [letter["_id"] for letter in some]}
+    # a redriven one is under way; should it fail again, it waits for a decision again
+    final = [Decision.DISCARDED.value, Decision.REDRIVEN.value]
+    may_be = {"_id": ids, "decision": {"$nin": final}}
+    decided = {"$set": {"decision": Decision.DISCARDED.value}, **noted(Decision.DISCARDED, asked)}
+
+    async def write(session: Session) -> dict[str, str]:
+        collection = database[DEAD_LETTERS]
+        cursor = collection.find(may_be, {"_id": True}, session=session)
+        discarded = {letter["_id"] async for letter in cursor}
+        await collection.update_many(may_be, decided, session=session)
+        results = {
+            letter["_id"]: "discarded"
+            if letter["_id"] in discarded
+            else f"skipped: {letter.get('decision') or 'changed meanwhile'}"
+            for letter in some
+        }
+        items = [
+            {"_id": f"{asked['_id']}/{id}", "operation": asked["_id"], "letter": id, "state": state}
+            for id, state in results.items()
+        ]
+        await database[OPERATION_ITEMS].insert_many(items, session=session)
+        return results
+
+    return await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+
+
+def noted(decision: Decision, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an update of a letter that adds to what was decided about it, and by whom."""
+    taken = {
+        "decision": decision.value,
+        "at": datetime.now(UTC),
+        "who": asked["who"],
+        "why": asked["why"],
+        "operation": asked["_id"],
+    }
+    return {"$push": {"decisions": taken}}
+
+
+def _counted(results: Iterable[str]) -> dict[str, int]:
+    counts = {"discarded": 0, "skipped": 0}
+    for result in results:
+        counts[result.partition(":")[0]] += 1
+    return counts
+
+
+def _in_parts(found: Sequence[Letter], count: int) -> Iterable[Sequence[Letter]]:
+    return (found[start : start + count] for start in range(0, len(found), count))

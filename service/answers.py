@@ -98,7 +98,8 @@ class Assistance(BaseModel):
     )
     created_at: datetime = Field(examples=["2026-11-23T10:15:30.123Z"])
     updated_at: datetime = Field(
-        description="when its status last changed", examples=["2026-11-23T10:15:31.456Z"]
+        description="when it was accepted, or one of its deliveries last closed or opened again",
+        examples=["2026-11-23T10:15:31.456Z"],
     )
     channels: list[str] = Field(
         description="the kinds of third party that it goes to", examples=[["slack"]]

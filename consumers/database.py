@@ -28,6 +28,7 @@ from runtime.mongo import (
     ensure_collection,
     is_transient,
     open_client,
+    ping,
 )
 from runtime.monitoring import Monitor
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
@@ -62,12 +63,8 @@ async def open_database(
     client = open_client(settings.mongodb_url.get_secret_value(), process=process)
     database: Database = client[settings.mongodb_database]
 
-    async def ping() -> bool:
-        await client.admin.command("ping")
-        return True
-
     if monitor is not None:
-        answered = monitor.look_up(ping, every_seconds=PING_SECONDS)
+        answered = monitor.look_up("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
         monitor.ready_when(lambda: None if answered.value else "MongoDB does not answer")
 
     async def prepare() -> None:

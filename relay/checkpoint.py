@@ -50,6 +50,7 @@ class Checkpoint:
     settled: int
     position: Position | None
     handover_reason: str | None
+    led_since: datetime
 
     @classmethod
     async def take(
@@ -86,6 +87,7 @@ class Checkpoint:
             settled=document["settled"],
             position=position,
             handover_reason=_handover_reason(document, pipeline),
+            led_since=document["led_since"],
         )
 
     async def begin_handover(self, reason: str) -> None:

@@ -18,12 +18,17 @@ from contextlib import asynccontextmanager
 
 from loguru import logger
 
+from relay.report import Report
 from relay.settings import RelaySettings
-from runtime.rabbit import Connection, ResourceLocked, connect
+from runtime.rabbit import BrokerGone, Connection, ResourceLocked, connect
 from runtime.shutdown import Stop
 
 #: How soon a standby notices that the lock is free; each try is an error in the broker's log.
 STANDBY_POLL_SECONDS = 0.75
+
+
+class StandbyLost(BrokerGone):
+    """The connection was lost while it waited for the lock: the broker had taken us in."""
 
 
 class Stopped(Exception):
@@ -31,11 +36,13 @@ class Stopped(Exception):
 
 
 @asynccontextmanager
-async def hold_lock(settings: RelaySettings, stop: Stop) -> AsyncIterator[Connection]:
+async def hold_lock(
+    settings: RelaySettings, stop: Stop, report: Report
+) -> AsyncIterator[Connection]:
     """
     A connection that holds the group's lock queue; closing it frees the lock.
 
-    Raises Stopped, BrokerGone or BrokerRefused.
+    Raises Stopped, BrokerGone (StandbyLost where it had been made) or BrokerRefused.
     """
     connection = await connect(
         settings.rabbitmq_url.get_secret_value(),
@@ -43,13 +50,16 @@ async def hold_lock(settings: RelaySettings, stop: Stop) -> AsyncIterator[Connec
         heartbeat_seconds=settings.rabbitmq_heartbeat_seconds,
     )
     try:
-        await _wait_for_lock(connection, f"relay.lock.{settings.relay_group}", stop)
+        try:
+            await _wait_for_lock(connection, f"relay.lock.{settings.relay_group}", stop, report)
+        except BrokerGone as gone:
+            raise StandbyLost(str(gone)) from gone
         yield connection
     finally:
         await connection.close()
 
 
-async def _wait_for_lock(connection: Connection, queue: str, stop: Stop) -> None:
+async def _wait_for_lock(connection: Connection, queue: str, stop: Stop, report: Report) -> None:
     standing_by = False
     while not stop.requested:
         channel = await connection.open_channel()
@@ -59,6 +69,7 @@ async def _wait_for_lock(connection: Connection, queue: str, stop: Stop) -> None
             # the refusal closed the channel; each try needs a new one
             if not standing_by:
                 logger.info("relay.standing_by", lock=queue)
+                report.stands_by()
                 standing_by = True
         else:
             return

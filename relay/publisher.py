@@ -8,6 +8,7 @@ from time import monotonic
 from loguru import logger
 
 from outbox.event import Event
+from relay.report import Report
 from relay.settling import PAUSED, Entry, Fate, Window
 from runtime.rabbit import BrokerGone, Channel, Unpublishable
 
@@ -41,11 +42,17 @@ class Publisher:
     """wake: called whenever the fate of some entry has become known."""
 
     def __init__(
-        self, channel: Channel, exchange: str, window: Window, wake: Callable[[], None]
+        self,
+        channel: Channel,
+        exchange: str,
+        window: Window,
+        report: Report,
+        wake: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._exchange = exchange
         self._window = window
+        self._report = report
         self._wake = wake
         self._suspects: dict[str, Suspect] = {}
         self._last_progress = monotonic()
@@ -95,6 +102,7 @@ class Publisher:
             self._wake()
             return
         self._window.sent(entry)
+        self._report.sent(entry)
         if self._suspects and (suspect := self._suspects.get(event.routing_key)):
             suspect.out += 1
             entry.probe = True
@@ -132,6 +140,9 @@ class Publisher:
     def _on_confirm(self, delivery_tag: int, multiple: bool, accepted: bool) -> None:
         self._last_progress = monotonic()
         confirmed = self._window.confirmed(delivery_tag, multiple=multiple, accepted=accepted)
+        self._report.confirmed()
+        if confirmed.failed:
+            self._report.failed(len(confirmed.failed), accepted=accepted)
         for entry in confirmed.failed:
             self._pause(entry)
         # a closed channel ends the term; what is left unsent is read again by the next one

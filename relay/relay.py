@@ -25,10 +25,12 @@ from relay.checkpoint import Checkpoint, Deposed, Position
 from relay.handover import SnapshotExpired, read_pending
 from relay.held import HeldKeys
 from relay.intake import entry_of, is_addressable
-from relay.leadership import Stopped, hold_lock
+from relay.leadership import StandbyLost, Stopped, hold_lock
 from relay.marks import Marks
+from relay.monitoring import monitored_relay
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
 from relay.release import Release
+from relay.report import Leadership, Report
 from relay.settings import RelaySettings
 from relay.settling import Entry, Fate, Window
 from relay.stream import PIPELINE, Change, OutboxStream, PositionLost
@@ -72,32 +74,41 @@ async def run(settings: RelaySettings, stop: Stop) -> None:
     """
     Lead whenever nobody else does, until asked to stop.
 
-    Raises UnsuitableServer, and BrokerRefused before the first term; later on a broker that is
-    just starting may refuse everybody, and is waited out.
+    Raises UnsuitableServer, and BrokerRefused before the broker has once taken us in; later on one
+    that is just starting may refuse everybody, and is waited out.
     """
     client = open_client(settings.mongodb_url.get_secret_value(), process="relay")
-    owner, led_before, delays = new_owner(), False, growing_delays()
     try:
-        while not stop.requested:
-            try:
-                ended = await _lead_once(settings, client, owner, stop)
-            except Stopped:
-                return
-            except (PyMongoError, BrokerError) as trouble:
-                if isinstance(trouble, BrokerRefused) and not led_before:
-                    raise
-                ended = Ended(0, trouble)
-            else:
-                led_before = True
-            if ended.settled_count:
-                delays = growing_delays()
-            if ended.trouble is not None:
-                if not isinstance(ended.trouble, PASSING_TROUBLE):
-                    raise ended.trouble
-                logger.warning("relay.interrupted", reason=_cure(ended.trouble, settings))
-                await stop.rest(next(delays))
+        async with monitored_relay(settings, client, stop) as report:
+            await _lead_until_stopped(settings, client, stop, report)
     finally:
         client.close()
+
+
+async def _lead_until_stopped(
+    settings: RelaySettings, client: Client, stop: Stop, report: Report
+) -> None:
+    owner, taken_in, delays = new_owner(), False, growing_delays()
+    while not stop.requested:
+        try:
+            ended = await _lead_once(settings, client, owner, stop, report)
+        except Stopped:
+            return
+        except (PyMongoError, BrokerError) as trouble:
+            if isinstance(trouble, BrokerRefused) and not taken_in:
+                raise
+            taken_in = taken_in or isinstance(trouble, StandbyLost)
+            ended = Ended(0, trouble)
+        else:
+            taken_in = True
+        if ended.settled_count:
+            delays = growing_delays()
+        if ended.trouble is not None:
+            if not isinstance(ended.trouble, PASSING_TROUBLE):
+                raise ended.trouble
+            report.interrupted(_in_short(ended.trouble))
+            logger.warning("relay.interrupted", reason=_cure(ended.trouble, settings))
+            await stop.rest(next(delays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +119,20 @@ class Ended:
     trouble: Exception | None
 
 
-async def _lead_once(settings: RelaySettings, client: Client, owner: str, stop: Stop) -> Ended:
+async def _lead_once(
+    settings: RelaySettings, client: Client, owner: str, stop: Stop, report: Report
+) -> Ended:
     await check_server(client)
     database = client[settings.mongodb_database]
     await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
     await ensure_collection(database, OPERATIONS, indexes=operations.INDEXES)
-    async with hold_lock(settings, stop) as connection:
+    async with hold_lock(settings, stop, report) as connection:
         channel = await connection.open_channel()
         checkpoint = await Checkpoint.take(
             database, group=settings.relay_group, owner=owner, pipeline=PIPELINE
         )
-        return await Term(settings, database, connection, channel, checkpoint, stop).lead()
+        term = Term(settings, database, connection, channel, checkpoint, stop, report)
+        return await term.lead()
 
 
 class Term:
@@ -136,6 +150,7 @@ class Term:
         channel: Channel,
         checkpoint: Checkpoint,
         stop: Stop,
+        report: Report,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -144,6 +159,7 @@ class Term:
         self._channel = channel
         self._checkpoint = checkpoint
         self._stop = stop
+        self._report = report
         self._window = Window(settings.relay_window_messages, settings.relay_window_bytes)
         self._marks = Marks(database, self._collection, checkpoint.epoch)
         self._held = HeldKeys(database, self._collection)
@@ -151,7 +167,7 @@ class Term:
         self._room, self._decided, self._over = asyncio.Event(), asyncio.Event(), Stop()
         self._trouble: Exception | None = None
         self._publisher = Publisher(
-            channel, settings.events_exchange, self._window, self._decided.set
+            channel, settings.events_exchange, self._window, report, self._decided.set
         )
         self._next_ordinal = 0
         self._unknown_in_a_row = 0
@@ -166,6 +182,14 @@ class Term:
             settled=settled_before,
             handover=self._checkpoint.handover_reason,
         )
+        self._report.leads(
+            Leadership(
+                self._checkpoint,
+                self._window,
+                self._connection,
+                lambda: self._publisher.silent_seconds,
+            )
+        )
         self._channel.closed.add_done_callback(lambda closed: self._end(closed.result()))
         self._connection.closed.add_done_callback(
             lambda closed: self._end(BrokerGone(closed.result()))
@@ -178,6 +202,7 @@ class Term:
         await self._drain()
         self._end(None)
         await asyncio.gather(*beside)
+        self._report.ended()
         logger.info("relay.stopped_leading", settled=self._checkpoint.settled)
         return Ended(self._checkpoint.settled - settled_before, self._trouble)
 
@@ -201,13 +226,16 @@ class Term:
         reading = asyncio.create_task(stream.read(self._stop))
         try:
             while self._goes_on():
-                arrived = await reading
+                with self._report.waiting_for("a read of the change stream"):
+                    arrived = await reading
                 reading = asyncio.create_task(stream.read(self._stop))
                 await self._publish_missed()
                 if arrived.changes:
                     await self._publish_changes(arrived.changes)
-                elif arrived.position is not None:
-                    await self._save_idle(arrived.position)
+                elif self._window.is_empty:
+                    self._report.caught_up()
+                    if arrived.position is not None:
+                        await self._save_idle(arrived.position)
         except PositionLost as lost:
             logger.error("position.lost", reason=str(lost))
             await self._until_empty(self._goes_on)
@@ -219,6 +247,7 @@ class Term:
     async def _publish_changes(self, changes: Sequence[Change]) -> None:
         entries = [self._entry(change.document, change.position) for change in changes]
         for entry, change in zip(entries, changes, strict=True):
+            entry.committed_at = change.committed_at
             if change.document.get("state") not in PENDING_STATES:
                 entry.fate = Fate.KNOWN  # its writer says that it is not to be published
         if self._unknown_in_a_row < self._settings.relay_window_messages:
@@ -244,6 +273,11 @@ class Term:
             if isinstance(entry.id, Hashable) and entry.id in known:
                 entry.fate = Fate.KNOWN
                 self._unknown_in_a_row = 0
+        self._report.repeats(sum(self._may_be_repeat(entry) for entry in entries))
+
+    def _may_be_repeat(self, entry: Entry) -> bool:
+        before = entry.committed_at is not None and entry.committed_at < self._checkpoint.led_since
+        return before and entry.fate is None and entry.event is not None
 
     async def _publish_missed(self) -> None:
         assert self._checkpoint.position is not None
@@ -308,7 +342,9 @@ class Term:
             if not entries and self._over.requested:
                 return
             if entries:
-                await self._persist(entries)
+                with self._report.waiting_for("the saving of marks and position"):
+                    await self._persist(entries)
+                self._report.settled(entries)
                 self._window.saved(entries)
                 self._held.note_written(entries)
                 self._publisher.note_settled(entries)
@@ -349,6 +385,7 @@ class Term:
             window=self._window,
             publisher=self._publisher,
             marks=self._marks,
+            report=self._report,
         )
         while self._goes_on():
             await release.run_once(self._goes_on)
@@ -358,7 +395,7 @@ class Term:
             await self._over.rest(HELD_POLL_SECONDS)
 
     async def _save_idle(self, position: Position) -> None:
-        if self._window.is_empty and monotonic() - self._idle_saved_at > IDLE_SAVE_SECONDS:
+        if monotonic() - self._idle_saved_at > IDLE_SAVE_SECONDS:
             with suppress(PyMongoError):  # the next one comes in five seconds
                 await self._checkpoint.save(settled=self._checkpoint.settled, position=position)
             self._idle_saved_at = monotonic()
@@ -408,6 +445,13 @@ class Term:
 def _last_position(entries: Sequence[Entry]) -> Position | None:
     """Where the stream stands behind these; None when none of them came from it."""
     return next((entry.position for entry in reversed(entries) if entry.position), None)
+
+
+def _in_short(trouble: Exception) -> str:
+    """For pages that anybody may read: a driver's own words hold the whole topology."""
+    if isinstance(trouble, PyMongoError):
+        return f"MongoDB is away ({type(trouble).__name__})"
+    return f"RabbitMQ: {trouble}" if isinstance(trouble, BrokerError) else str(trouble)
 
 
 def _cure(trouble: Exception, settings: RelaySettings) -> str:

@@ -13,6 +13,7 @@ from relay import operations
 from relay.held import HeldKeys
 from relay.marks import Marks
 from relay.publisher import Publisher
+from relay.report import Report
 from relay.settling import Entry, Window
 from runtime.mongo import Database
 
@@ -31,6 +32,7 @@ class Release:
         window: Window,
         publisher: Publisher,
         marks: Marks,
+        report: Report,
     ) -> None:
         self._database = database
         self._group = group
@@ -38,6 +40,7 @@ class Release:
         self._window = window
         self._publisher = publisher
         self._marks = marks
+        self._report = report
         self._wishes_due_at = monotonic()
 
     async def run_once(self, goes_on: Callable[[], bool]) -> None:
@@ -69,6 +72,7 @@ class Release:
         except (UnfitEvent, ValueError) as unfit:
             # a parked one that was released, or one that somebody has changed: a person has to look
             await self._marks.park(document["_id"], str(unfit))
+            self._report.parked_later()
             logger.error("event.parked", event_id=str(document["_id"]), key=key, reason=str(unfit))
             return
         if not self._publisher.may_go(event.routing_key):

@@ -18,6 +18,7 @@ nothing can call back a message that overtook one which the broker then refused.
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -46,6 +47,7 @@ class Entry:
 
     ordinal: its place among all events this relay group ever read.
     position: where the stream stands behind it; None for what did not come from the stream.
+    committed_at: by MongoDB's clock; None for what did not come from the stream.
     event: None when the document does not fit the contract; `reason` then says why.
     in_order: counts for the position; a held event that is let go does not.
     probe: was sent while its routing key was under suspicion.
@@ -56,6 +58,7 @@ class Entry:
     ordinal: int
     event: Event | None
     position: Position | None = None
+    committed_at: datetime | None = None
     in_order: bool = True
     probe: bool = False
     fate: Fate | None = None

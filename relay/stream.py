@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bson import Timestamp
@@ -19,7 +20,7 @@ from runtime.shutdown import Stop
 #: and has to survive. A token belongs to its pipeline: changing this causes a hand-over.
 STAGES: tuple[Mapping[str, Any], ...] = (
     {"$match": {"operationType": {"$in": ["insert", "invalidate"]}}},
-    {"$project": {"operationType": 1, "clusterTime": 1, "fullDocument": 1}},
+    {"$project": {"operationType": 1, "clusterTime": 1, "wallTime": 1, "fullDocument": 1}},
 )
 
 PIPELINE = hashlib.sha256(json.dumps(STAGES).encode()).hexdigest()[:16]
@@ -45,8 +46,11 @@ class PositionLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Change:
+    """committed_at: by the server's clock."""
+
     document: Document
     position: Position
+    committed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,11 @@ class OutboxStream:
                 self._lost = "the outbox was dropped or renamed"
                 break
             changes.append(
-                Change(change["fullDocument"], Position(change["_id"], change["clusterTime"]))
+                Change(
+                    change["fullDocument"],
+                    Position(change["_id"], change["clusterTime"]),
+                    change["wallTime"],
+                )
             )
         if batch.exhausted and self._lost is None:
             self._lost = "the change stream ended"

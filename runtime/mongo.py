@@ -100,6 +100,12 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OperationFailure) and error.code in TRANSIENT_CODES
 
 
+async def ping(client: Client) -> bool:
+    """True; raises PyMongoError while the server is away."""
+    await client.admin.command("ping")
+    return True
+
+
 async def check_server(client: Client) -> None:
     """Raises UnsuitableServer where the server can never serve; PyMongoError while it is away."""
     try:

@@ -3,8 +3,8 @@ What a process says about itself over HTTP: `/metrics`, `/livez`, `/readyz`.
 
     async with monitored(settings, "worker-slack") as monitor:
         failures = Counter("letters", "…", registry=monitor.registry)
-        backlog = monitor.look_up(count_backlog, every_seconds=10)
-        monitor.gauge("backlog_count", "…", lambda: backlog.value)
+        backlog = monitor.look_up("the backlog", count_backlog, every_seconds=10)
+        monitor.gauge("backlog", "…", lambda: backlog.value)
         monitor.ready_when(lambda: receiver.trouble)
 
 It answers on the process' own loop, so a loop that hangs does not answer, and whoever probes
@@ -42,9 +42,13 @@ class Latest(Generic[Found]):
 
 
 class Monitor:
-    """registry: for the counters and histograms of `prometheus_client`; never the global one."""
+    """
+    registry: for the counters and histograms of `prometheus_client`; never the global one.
+    is_seen: whether anybody can ask; if not, nothing is looked up.
+    """
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, process: str, *, is_seen: bool) -> None:
+        self._is_seen = is_seen
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -73,7 +77,7 @@ class Monitor:
         self.registry.register(_Gauge(name, meaning, lambda: read() or {}, label))
 
     def look_up(
-        self, look: Callable[[], Awaitable[Found]], *, every_seconds: float
+        self, what: str, look: Callable[[], Awaitable[Found]], *, every_seconds: float
     ) -> Latest[Found]:
         """
         Have something looked up again and again beside the work, with a rest between two looks.
@@ -81,7 +85,9 @@ class Monitor:
         What a look raises makes its value unknown, and is logged once while it stays the same.
         """
         latest = Latest[Found]()
-        self._looks.append(asyncio.create_task(_look_on(look, latest, every_seconds)))
+        if self._is_seen:
+            looking = _look_on(what, look, latest, every_seconds)
+            self._looks.append(asyncio.create_task(looking))
         return latest
 
     def ready_when(self, why_not: Callable[[], str | None]) -> None:
@@ -107,8 +113,8 @@ async def monitored(settings: MonitoringSettings, process: str) -> AsyncIterator
 
     Without a free port the process goes on unseen, with a warning: its work matters more.
     """
-    monitor = Monitor(process)
     listener = _bind(settings)
+    monitor = Monitor(process, is_seen=listener is not None)
     if listener is None:
         serving = None
     else:
@@ -149,7 +155,7 @@ def _bind(settings: MonitoringSettings) -> socket.socket | None:
 
 
 async def _look_on(
-    look: Callable[[], Awaitable[Found]], latest: Latest[Found], every_seconds: float
+    what: str, look: Callable[[], Awaitable[Found]], latest: Latest[Found], every_seconds: float
 ) -> None:
     told = None
     while True:
@@ -161,15 +167,11 @@ async def _look_on(
             # its words may hold the topology, or what people wrote
             reason = type(error).__name__
             if told != reason:
-                logger.warning("monitoring.unknown", look=_name(look), error=reason)
+                logger.warning("monitoring.unknown", what=what, error=reason)
             told = reason
         else:
             told = None
         await asyncio.sleep(every_seconds)
-
-
-def _name(look: Callable[..., Any]) -> str:
-    return getattr(look, "__qualname__", type(look).__name__)
 
 
 class _Gauge(Collector):

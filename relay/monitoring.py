@@ -1,0 +1,79 @@
+"""The relay's pages: what it reports of itself, and what is looked up beside its work."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import time
+
+from relay.backlog import COUNT_LIMIT, measure_backlog, measure_runway
+from relay.report import Report
+from relay.settings import RelaySettings
+from runtime.mongo import Client, ping
+from runtime.monitoring import monitored
+from runtime.shutdown import Stop
+
+PING_SECONDS = 2.0
+LOOK_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def monitored_relay(
+    settings: RelaySettings, client: Client, stop: Stop
+) -> AsyncIterator[Report]:
+    database = client[settings.mongodb_database]
+    async with monitored(settings, "relay") as monitor:
+        report = Report(monitor.registry)
+        answers = monitor.look_up("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
+        backlog = monitor.look_up(
+            "the backlog",
+            lambda: measure_backlog(database, settings.outbox_collection),
+            every_seconds=LOOK_SECONDS,
+        )
+        runway = monitor.look_up(
+            "the oplog",
+            lambda: measure_runway(database, settings.relay_group),
+            every_seconds=LOOK_SECONDS,
+        )
+
+        def epoch() -> float | None:
+            return report.leadership.checkpoint.epoch if report.leadership else None
+
+        def in_flight() -> float:
+            return report.leadership.window.in_flight_count if report.leadership else 0.0
+
+        def pending() -> float | None:
+            return backlog.value.pending_count if backlog.value else None
+
+        def oldest_age_seconds() -> float | None:
+            if backlog.value is None or backlog.value.oldest_at is None:
+                return None
+            return max(0.0, time() - backlog.value.oldest_at.timestamp())
+
+        monitor.gauge(
+            "relay_leading", "1 for the leader", lambda: float(report.leadership is not None)
+        )
+        monitor.gauge("relay_epoch", "the leader's epoch", epoch)
+        monitor.gauge("relay_in_flight", "messages whose confirm is awaited", in_flight)
+        monitor.gauge(
+            "relay_lag_seconds",
+            "the age of what the leader has seen to: its last settled event, or an empty batch",
+            lambda: report.lag_seconds,
+        )
+        monitor.gauge(
+            "relay_pending",
+            f"events not settled, every {LOOK_SECONDS:g} s; counted to {COUNT_LIMIT}",
+            pending,
+        )
+        monitor.gauge(
+            "relay_pending_oldest_age_seconds",
+            "the age of the oldest of them, by `created_at`",
+            oldest_age_seconds,
+        )
+        monitor.gauge(
+            "relay_oplog_runway_seconds",
+            "from the oldest entry of the oplog to the saved position, which is lost at 0",
+            lambda: runway.value,
+        )
+        monitor.ready_when(lambda: "it is stopping" if stop.requested else None)
+        monitor.ready_when(lambda: None if answers.value else "MongoDB does not answer")
+        monitor.ready_when(lambda: report.why_no_progress)
+        yield report

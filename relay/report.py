@@ -1,0 +1,183 @@
+"""
+What a relay tells about itself: what it counts, and whether it makes progress.
+
+The other files only note what happened; nothing here does any I/O or raises. Numbers grow by
+batches, and durations are taken of one event at a time, so that a fast stream pays next to nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic, time
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from relay.checkpoint import Checkpoint
+from relay.settling import Entry, Fate, Window
+from runtime.rabbit import Connection
+
+#: What keeps the relay waiting for longer is told; less happens to everybody.
+PATIENCE_SECONDS = 5.0
+
+LATENCY_BUCKETS_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """What a leader works with; `silent_seconds`: how long the broker has owed a confirm."""
+
+    checkpoint: Checkpoint
+    window: Window
+    connection: Connection
+    silent_seconds: Callable[[], float]
+
+
+class Report:
+    """leadership: of the term under way; None while another relay leads, or none does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, meaning: str) -> Counter:
+            return Counter(f"relay_{name}", meaning, registry=registry)
+
+        self._published = counter("published", "events confirmed by the broker, and routed")
+        self._held = counter("held", "events held: refused, unroutable, or behind such a one")
+        self._parked = counter("parked", "events that cannot be published until a person acts")
+        self._returned = counter("returned", "messages that reached no queue")
+        self._nacked = counter("nacked", "messages that the broker refused")
+        self._repeats = counter(
+            "repeats",
+            "events published that an earlier term may have published: committed before this term "
+            "began, and not marked; an upper bound",
+        )
+        self._reconnects = counter("reconnects", "times that trouble made the relay begin anew")
+        self._confirm = Histogram(
+            "relay_confirm_seconds",
+            "from publishing to the confirm, of one event at a time",
+            buckets=LATENCY_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._commit_to_confirm = Histogram(
+            "relay_commit_to_confirm_seconds",
+            "from the commit, by MongoDB's clock, to the confirm, by the relay's; of one event at "
+            "a time",
+            buckets=LATENCY_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.leadership: Leadership | None = None
+        self._why_idle: str | None = "it is starting"
+        self._waits: dict[str, float] = {}
+        self._sample: tuple[Entry, float] | None = None
+        self._seen_up_to: float | None = None
+
+    def leads(self, leadership: Leadership) -> None:
+        self.leadership, self._why_idle = leadership, None
+
+    def stands_by(self) -> None:
+        """Another relay holds the lock, which the broker frees when that one dies."""
+        self._why_idle = None
+
+    def interrupted(self, trouble: str) -> None:
+        """Neither leading nor standing by, until the relay has begun anew."""
+        self._end_term()
+        self._reconnects.inc()
+        self._why_idle = trouble
+
+    def ended(self) -> None:
+        self._end_term()
+        self._why_idle = "its leadership has ended"
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Where this takes long there is no progress."""
+        self._waits[what] = monotonic()
+        try:
+            yield
+        finally:
+            self._waits.pop(what, None)
+
+    def sent(self, entry: Entry) -> None:
+        if self._sample is None:
+            self._sample = entry, monotonic()
+
+    def confirmed(self) -> None:
+        """The fate of some entries has become known."""
+        if self._sample is None or self._sample[0].fate is None:
+            return
+        entry, sent_at = self._sample
+        self._sample = None
+        if entry.fate is Fate.PUBLISHED:
+            self._confirm.observe(monotonic() - sent_at)
+            if entry.committed_at is not None:
+                age_seconds = _age_seconds(entry.committed_at.timestamp())
+                self._commit_to_confirm.observe(age_seconds)
+
+    def failed(self, count: int, *, accepted: bool) -> None:
+        """accepted: by a broker that found no queue for them."""
+        (self._returned if accepted else self._nacked).inc(count)
+
+    def settled(self, entries: Sequence[Entry]) -> None:
+        """These are written, and the position is behind them."""
+        published = held = parked = 0
+        for entry in entries:
+            if entry.fate is Fate.PUBLISHED:
+                published += 1
+            elif entry.fate is Fate.PARKED:
+                parked += 1
+            elif entry.fate is Fate.HELD and entry.in_order:
+                held += 1
+        self._published.inc(published)
+        self._held.inc(held)
+        self._parked.inc(parked)
+        newest = next((entry for entry in reversed(entries) if entry.committed_at), None)
+        if newest is not None and newest.committed_at is not None:
+            self._note_seen(newest.committed_at.timestamp())
+
+    def parked_later(self) -> None:
+        """A held event that no longer fits was parked when its turn came."""
+        self._parked.inc()
+
+    def repeats(self, count: int) -> None:
+        self._repeats.inc(count)
+
+    def caught_up(self) -> None:
+        """Nothing has arrived, and nothing is on its way."""
+        self._note_seen(time())
+
+    @property
+    def lag_seconds(self) -> float | None:
+        """Now minus the newest of: nothing had arrived, the commit of the last settled event."""
+        return None if self._seen_up_to is None else _age_seconds(self._seen_up_to)
+
+    @property
+    def why_no_progress(self) -> str | None:
+        """The reason in words; None while it leads and gets on, or stands by."""
+        leadership = self.leadership
+        if leadership is None:
+            return self._why_idle
+        if leadership.connection.blocked:
+            return "RabbitMQ takes nothing: it is short of memory or of disk space"
+        silent_seconds = leadership.silent_seconds()
+        if silent_seconds > PATIENCE_SECONDS:
+            return f"RabbitMQ has owed a confirm for {silent_seconds:.0f} s"
+        for what, since in self._waits.items():
+            waited_seconds = monotonic() - since
+            if waited_seconds > PATIENCE_SECONDS:
+                return f"{what} takes {waited_seconds:.0f} s already"
+        if leadership.checkpoint.handover_reason is not None:
+            return f"a hand-over is under way: {leadership.checkpoint.handover_reason}"
+        return None
+
+    def _note_seen(self, moment: float) -> None:
+        self._seen_up_to = max(moment, self._seen_up_to or 0.0)
+
+    def _end_term(self) -> None:
+        self.leadership, self._sample, self._seen_up_to = None, None, None
+        self._waits.clear()
+
+
+def _age_seconds(moment: float) -> float:
+    # clocks of several machines: nothing is younger than now
+    return max(0.0, time() - moment)

@@ -13,6 +13,7 @@ an exception would tear the connection down: they only set a result, append or w
 """
 
 import asyncio
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,6 @@ from typing import Any
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import (
-    AMQPChannelError,
     AMQPConnectionError,
     AMQPError,
     ChannelClosedByBroker,
@@ -30,7 +30,7 @@ from pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-PERSISTENT = 2
+from runtime.content_frames import encode_message
 
 #: RabbitMQ 3.10 never answers a `basic.consume` that comes in the half second after a start in
 #: which a quorum queue has no leader yet; heartbeats go on meanwhile, so nothing else would notice.
@@ -94,6 +94,9 @@ class _JoiningConnection(AsyncioConnection):  # type: ignore[misc]  # pika publi
         self._unwritten: list[bytes] = []
         super().__init__(*arguments, **options)
 
+    def send_frames(self, frames: bytes) -> None:
+        self._adapter_emit_data(frames)
+
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._unwritten:
             asyncio.get_running_loop().call_soon(self._write_joined)
@@ -147,6 +150,16 @@ class Connection:
         if self.closed.done():
             return BrokerGone(self.closed.result())
         return BrokerGone(f"no answer within {ANSWER_DEADLINE_SECONDS:g} s")
+
+    @property
+    def frame_limit_bytes(self) -> int:
+        """What was agreed with the broker when the connection was opened."""
+        limit: int = self._raw.params.frame_max
+        return limit
+
+    def send(self, frames: bytes) -> None:
+        """Send whole frames of an open channel, among those that pika sends itself."""
+        self._raw.send_frames(frames)
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
@@ -224,21 +237,25 @@ class Channel:
         must_route: bool,
     ) -> None:
         """Send a persistent message; what became of it comes as a confirm. Raises BrokerGone."""
-        properties = pika.BasicProperties(
-            content_type=content_type,
-            headers=dict(headers) or None,
-            delivery_mode=PERSISTENT,
-            message_id=message_id,
-            timestamp=None if timestamp is None else int(timestamp.timestamp()),
-            type=type,
-        )
+        if not self._raw.is_open:
+            raise BrokerGone("the channel is closed")
         try:
-            self._raw.basic_publish(exchange, routing_key, body, properties, mandatory=must_route)
-        except (AMQPConnectionError, AMQPChannelError) as error:
-            raise BrokerGone(_words(error)) from error
-        except Exception as error:
-            # pika encodes the whole message before it sends a byte
+            frames = encode_message(
+                self._raw.channel_number,
+                self._connection.frame_limit_bytes,
+                exchange=exchange,
+                routing_key=routing_key,
+                must_route=must_route,
+                content_type=content_type,
+                headers=headers,
+                message_id=message_id,
+                timestamp_seconds=None if timestamp is None else int(timestamp.timestamp()),
+                type=type,
+                body=body,
+            )
+        except (ValueError, OverflowError, struct.error) as error:
             raise Unpublishable(f"{error.__class__.__name__}: {error}") from error
+        self._connection.send(frames)
 
     async def consume(
         self,

@@ -38,6 +38,7 @@ POSITION_LOST_CODES = {
     CHANGE_STREAM_FATAL: "the position's resume token was not found",
     INVALID_RESUME_TOKEN: "the position's resume token is not usable",
 }
+NOT_TAKEN = "the server does not take the position's resume token"
 
 
 class PositionLost(Exception):
@@ -84,8 +85,9 @@ class OutboxStream:
             try:
                 return self._reading(await self._next_batch())
             except PyMongoError as error:
+                resuming = self._cursor is None and self._position.token is not None
                 await self.close()
-                _raise_when_lost(error)
+                _raise_when_lost(error, resuming=resuming)
                 if not is_transient(error) or stop.requested:
                     raise
                 logger.warning("stream.reopened", reason=str(error))
@@ -157,6 +159,12 @@ def _start(position: Position) -> dict[str, Any]:
     return {"startAfter": position.token}
 
 
-def _raise_when_lost(error: PyMongoError) -> None:
-    if isinstance(error, OperationFailure) and error.code in POSITION_LOST_CODES:
-        raise PositionLost(f"{POSITION_LOST_CODES[error.code]} ({error.code})") from error
+def _raise_when_lost(error: PyMongoError, *, resuming: bool) -> None:
+    """resuming: a token was handed in; servers have many codes for one that they cannot read."""
+    if not isinstance(error, OperationFailure):
+        return
+    reason = POSITION_LOST_CODES.get(error.code or 0)
+    if reason is None and resuming and not is_transient(error):
+        reason = NOT_TAKEN
+    if reason is not None:
+        raise PositionLost(f"{reason} ({error.code})") from error

@@ -100,12 +100,12 @@ class Blows:
 
     def _roll_oplog_under_frozen(self) -> None:
         self._relays.freeze_all()
-        self._roll_oplog()
+        roll_oplog(self._world)
         self._relays.thaw()
 
     def _roll_oplog_under_dead(self) -> None:
         self._relays.kill_all()
-        self._roll_oplog()
+        roll_oplog(self._world)
 
     def _step_down(self) -> None:
         """Have the primary hand over to a node that has caught up."""
@@ -125,18 +125,19 @@ class Blows:
             return self._world.client.admin.command("hello")["me"]
         return None
 
-    def _roll_oplog(self) -> None:
-        """Write until the saved position has fallen out of the oplog."""
-        place = self._world.checkpoint()["position"]["cluster_time"]
-        junk = self._world.database[JUNK]
-        oplog: Any = self._world.client["local"]["oplog.rs"]
 
-        def rolled() -> bool:
-            with suppress(PyMongoError):
-                junk.insert_many([{"junk": b"x" * JUNK_BYTES} for _ in range(4)])
-                oldest = oplog.find_one(sort=[("$natural", 1)])
-                return bool(oldest["ts"] > place)
-            return False
+def roll_oplog(world: OutboxWorld) -> None:
+    """Write until the saved position has fallen out of the oplog."""
+    place = world.checkpoint()["position"]["cluster_time"]
+    junk = world.database[JUNK]
+    oplog: Any = world.client["local"]["oplog.rs"]
 
-        wait_until(rolled, "the oplog has rolled", deadline_seconds=SERVER_PATIENCE_SECONDS)
-        junk.drop()
+    def rolled() -> bool:
+        with suppress(PyMongoError):
+            junk.insert_many([{"junk": b"x" * JUNK_BYTES} for _ in range(4)])
+            oldest = oplog.find_one(sort=[("$natural", 1)])
+            return bool(oldest["ts"] > place)
+        return False
+
+    wait_until(rolled, "the oplog has rolled", deadline_seconds=SERVER_PATIENCE_SECONDS)
+    junk.drop()

@@ -39,6 +39,8 @@ ROUTING_HEADERS = frozenset({"CC", "BCC"})
 #: AMQP's timestamp counts seconds from 1970 and has no sign.
 FIRST_TIMESTAMP_YEAR = 1970
 
+ID_KINDS = (str, ObjectId, UUID)
+
 UUID_SUBTYPES = frozenset({3, 4})
 UUID_BYTES = 16
 
@@ -142,7 +144,7 @@ def _message_id(document_id: Any) -> str:
         if len(document_id) != UUID_BYTES:
             raise UnfitEvent(UNFIT_ID, f"_id is a UUID of {len(document_id)} bytes")
         document_id = UUID(bytes=bytes(document_id))
-    if not isinstance(document_id, str | ObjectId | UUID) or not str(document_id):
+    if not isinstance(document_id, ID_KINDS) or not str(document_id):
         kind = type(document_id).__name__
         raise UnfitEvent(UNFIT_ID, f"_id is {kind}; it must be a string, an ObjectId or a UUID")
     message_id = str(document_id)
@@ -159,7 +161,7 @@ def _short_text(document: Mapping[str, Any], name: str) -> str:
 
 
 def _check_length(name: str, value: str) -> None:
-    length_bytes = len(value.encode())
+    length_bytes = len(value) if value.isascii() else len(value.encode())
     if length_bytes > SHORT_STRING_LIMIT_BYTES:
         detail = f"{name} is {length_bytes} bytes long; at most {SHORT_STRING_LIMIT_BYTES}"
         raise UnfitEvent(UNFIT_LENGTH, detail)
@@ -167,8 +169,10 @@ def _check_length(name: str, value: str) -> None:
 
 def _optional(document: Mapping[str, Any], name: str, kind: type) -> Any:
     value = document.get(name)
+    if value is None or type(value) is kind:
+        return value
     # bool is an int in Python, not in the contract
-    if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+    if isinstance(value, kind) and not isinstance(value, bool):
         return value
     raise UnfitEvent(UNFIT_TYPE, f"{name} is {type(value).__name__}; it must be {kind.__name__}")
 

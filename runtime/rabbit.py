@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any
 
 import pika
+from loguru import logger
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import (
     AMQPConnectionError,
@@ -121,8 +122,8 @@ class Connection:
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.blocked = False
         raw.add_on_close_callback(self._on_close)
-        raw.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
-        raw.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
+        raw.add_on_connection_blocked_callback(self._on_blocked)
+        raw.add_on_connection_unblocked_callback(self._on_unblocked)
 
     async def open_channel(self) -> "Channel":
         """Raises BrokerGone."""
@@ -161,8 +162,13 @@ class Connection:
         """Send whole frames of an open channel, among those that pika sends itself."""
         self._raw.send_frames(frames)
 
-    def _set_blocked(self, blocked: bool) -> None:
-        self.blocked = blocked
+    def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        self.blocked = True
+        logger.warning("broker.blocked", reason=frame.method.reason)
+
+    def _on_unblocked(self, *_: Any) -> None:
+        self.blocked = False
+        logger.info("broker.unblocked")
 
     def _on_close(self, _connection: Any, reason: BaseException) -> None:
         _resolve(self.closed, _words(reason))

@@ -196,8 +196,8 @@ def conclude(
         case Never():
             return Failed(PERMANENT)
         case Later(counts=False):
-            delay_seconds = policy.spare_delay_seconds(verdict.retry_after_seconds, randomness)
-            return TryAgain(now + timedelta(seconds=delay_seconds))
+            spare_seconds = policy.spare_delay_seconds(verdict.retry_after_seconds, randomness)
+            return TryAgain(now + timedelta(seconds=spare_seconds))
         case Unknown() if on_unknown is UnknownRule.ASK:
             return Ask()
         case Later() | Unknown():

@@ -15,12 +15,16 @@ from consumers.channels import Channel, UnknownChannel, find_channel, settings_t
 from consumers.database import GivenUp, insist, open_database
 from consumers.dead_letters import run_dead_letters
 from consumers.reconciler import Reconciler, run_reconciler, why
+from consumers.redrive_commands import dead_letters
 from consumers.settings import (
     DeadLetterSettings,
     ReconcilerSettings,
     TopologySettings,
     WorkerSettings,
+    destination_table,
+    with_own,
 )
+from consumers.waiting_commands import overdue, resend
 from consumers.worker import run_worker
 from runtime.logs import set_up_logs
 from runtime.mongo import UnsuitableServer
@@ -31,10 +35,14 @@ from runtime.settings import (
     load_settings,
     read_settings,
     refuse_settings,
+    variable_name,
 )
 from runtime.shutdown import Stop
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+commands.add_typer(dead_letters, name="dead-letters")
+commands.command()(resend)
+commands.command()(overdue)
 
 Life = Callable[[Stop], Coroutine[Any, Any, None]]
 
@@ -119,13 +127,18 @@ def run_one_worker(destination: str) -> None:
     channel = _channel_of(destination, process)
     table = settings_table(channel, destination)
     settings, channel_settings = read_settings(WorkerSettings), read_settings(table)
-    problems = [*_problems(settings), *_problems(channel_settings)]
-    if isinstance(settings, list) or problems:
+    own_table = destination_table(destination)
+    own = read_settings(own_table)
+    problems = [*_problems(settings), *_problems(channel_settings), *_problems(own)]
+    if isinstance(settings, list) or isinstance(own, list) or problems:
         refuse_settings(process, problems)
+    settings = with_own(settings, own)
+    if problem := settings.call_outlasts_stop(variable_name(own_table, "")):
+        refuse_settings(process, [problem])
 
     async def work(stop: Stop) -> None:
         third_party = channel(channel_settings, call_timeout_seconds=settings.call_timeout_seconds)
-        await run_worker(settings, destination, third_party, stop)
+        await run_worker(settings, destination, own, third_party, stop)
 
     live(process, settings, work)
 

@@ -6,6 +6,7 @@ transaction that sets the next `hint_until`, and only if the newest was publishe
 waits in the outbox is the relay's to send. Of several who try, one wins.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum, auto
@@ -14,6 +15,7 @@ from typing import Any
 from assistance import events
 from assistance.collection import ASSISTANCES
 from assistance.delivery import (
+    ACTIVE_STATES,
     Delivery,
     DeliveryState,
     hint_patience_seconds,
@@ -62,23 +64,42 @@ class Hints:
         self._requests = database[ASSISTANCES]
         self._outbox = database[OUTBOX]
 
-    async def owed(self, now: datetime, *, limit: int) -> list[Owed]:
+    async def owed(self, now: datetime, *, limit: int, resting: Collection[str] = ()) -> list[Owed]:
         """
         The deliveries that are due and woken by nobody, those waiting longest first.
 
+        resting: the destinations whose deliveries are left alone.
+
         One of each request: its new hint bumps the version that the others would rely on.
         """
+        return await self._owed(now, {"$nin": sorted(resting)} if resting else None, limit)
+
+    async def owed_to(self, destination: str, now: datetime) -> list[Owed]:
+        """The one that waits longest for this destination, if any does."""
+        return await self._owed(now, {"$in": [destination]}, 1)
+
+    async def _owed(
+        self, now: datetime, destinations: Mapping[str, list[str]] | None, limit: int
+    ) -> list[Owed]:
         # the type is spelled out because only then may the partial index serve
-        due = {"next_due_at": {"$type": "date", "$lte": now}}
+        due: dict[str, Any] = {"next_due_at": {"$type": "date", "$lte": now}}
+        if destinations is not None:
+            waiting = {
+                "destination": destinations,
+                "state": {"$in": list(ACTIVE_STATES)},
+                "due_at": {"$lte": now},
+                "hint_until": {"$lte": now},
+            }
+            due["deliveries"] = {"$elemMatch": waiting}
         requests: list[Request] = (
             await self._requests.find(due).sort("next_due_at").limit(limit).to_list(limit)
         )
         found = [
             (request, delivery)
             for request in requests
-            if (delivery := _first_due(request, now)) is not None
+            if (delivery := _first_due(request, now, destinations)) is not None
         ]
-        unsettled = await self._unsettled([delivery["hint_event"] for _, delivery in found])
+        unsettled = await self.unsettled([delivery["hint_event"] for _, delivery in found])
         return [
             Owed(
                 request["_id"],
@@ -154,19 +175,30 @@ class Hints:
         )
         return bool(answer.matched_count)
 
-    async def _unsettled(self, event_ids: list[str]) -> set[str]:
+    async def unsettled(self, event_ids: list[str]) -> set[str]:
         """Those of the events that are still the relay's to send."""
         # a published event expires in time; one that is no longer there was sent
         query = {"_id": {"$in": event_ids}, "state": {"$nin": sorted(_NOT_ON_ITS_WAY)}}
         return {event["_id"] async for event in self._outbox.find(query, {"_id": 1})}
 
 
-def _first_due(request: Request, now: datetime) -> Delivery | None:
+def _first_due(
+    request: Request, now: datetime, destinations: Mapping[str, list[str]] | None
+) -> Delivery | None:
     for delivery in request["deliveries"]:
         look_at = next_look_at(delivery)
-        if look_at is not None and look_at <= now:
+        if look_at is not None and look_at <= now and _among(delivery, destinations):
             return delivery
     return None
+
+
+def _among(delivery: Delivery, destinations: Mapping[str, list[str]] | None) -> bool:
+    match destinations:
+        case {"$in": names}:
+            return delivery["destination"] in names
+        case {"$nin": names}:
+            return delivery["destination"] not in names
+    return True
 
 
 def _after(seconds: float) -> dict[str, Any]:

@@ -168,6 +168,11 @@ class Ledger:
             expires=asked_at + self._lease_seconds,
         )
 
+    async def may_be_claimed(self, request_id: str, destination: str) -> bool:
+        """Whether a claim would be granted at this moment; nothing is taken."""
+        query = {"_id": request_id, "$expr": some_delivery(destination, *CLAIMABLE)}
+        return await self._requests.find_one(query, {"_id": 1}) is not None
+
     async def record(self, claim: Claim, verdict: Verdict, calls: int) -> Recorded | Refused:
         """
         Write what came of the calls, unless somebody else has claimed the delivery since.

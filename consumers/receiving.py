@@ -31,9 +31,40 @@ PREFETCH_RATIO = 2
 GOOD_CONNECTION_SECONDS = 10.0
 
 
+class NotNow(Exception):
+    """Raised by a handler that leaves its message to the queue, because the flow has changed."""
+
+
+class Flow:
+    """
+    How many messages are fetched at most; with none the queue is not consumed at all, and what was
+    fetched and not begun goes back.
+
+    turn: counts the changes.
+    """
+
+    def __init__(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        self.turn = 0
+        self._changed = asyncio.Event()
+
+    def set(self, prefetch: int) -> None:
+        if prefetch == self.prefetch:
+            return
+        self.prefetch = prefetch
+        self.turn += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed_since(self, turn: int) -> None:
+        if self.turn == turn:
+            await self._changed.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """
+    flow: without one, it never changes.
     declare: called on each new connection, so it must bear repeating.
     handle: acknowledges or dead-letters the message on the channel that it came by.
     """
@@ -44,6 +75,7 @@ class Subscription:
     grace_seconds: float
     declare: Callable[[Channel], Awaitable[None]]
     handle: Callable[[Message, Channel], Awaitable[None]]
+    flow: Flow | None = None
 
 
 class Receiver:
@@ -53,8 +85,10 @@ class Receiver:
         self._stop = stop
         self._served = False
         self._trouble: str | None = "is not being received yet"
+        self._flow = subscription.flow or Flow(subscription.concurrency * PREFETCH_RATIO)
         self._free = asyncio.Semaphore(subscription.concurrency)
         self._in_hand: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def why_not_ready(self) -> str | None:
@@ -96,39 +130,63 @@ class Receiver:
         try:
             channel = await connection.open_channel()
             await subscription.declare(channel)
-            arrived: asyncio.Queue[Message] = asyncio.Queue()
-            await channel.consume(
-                subscription.queue,
-                prefetch=subscription.concurrency * PREFETCH_RATIO,
-                on_message=arrived.put_nowait,
-            )
             self._served, self._trouble = True, None
-            logger.info("queue.receiving", queue=subscription.queue)
-            await self._begin_until_over(arrived, channel, connection.closed)
+            while not self._stop.requested:
+                await self._receive_until_changed(channel, connection.closed)
             await self._finish()
             await channel.close()
         finally:
             await connection.close()
 
-    async def _begin_until_over(
-        self,
-        arrived: asyncio.Queue[Message],
-        channel: Channel,
-        connection_closed: asyncio.Future[str],
+    async def _receive_until_changed(
+        self, channel: Channel, connection_closed: asyncio.Future[str]
     ) -> None:
+        """As the flow is now, until it changes, a stop is asked for, or the broker is gone."""
+        prefetch, turn = self._flow.prefetch, self._flow.turn
+        if not prefetch:
+            await self._until_over(channel, connection_closed, turn)
+            return
+        arrived: asyncio.Queue[Message] = asyncio.Queue()
+        tag = await channel.consume(
+            self._subscription.queue, prefetch=prefetch, on_message=arrived.put_nowait
+        )
+        logger.info("queue.receiving", queue=self._subscription.queue, prefetch=prefetch)
+        # what goes back before would come again at once, and count against its delivery limit
+        over = asyncio.Event()
+        beginning = asyncio.create_task(self._begin_each(arrived, channel, over))
+        try:
+            await self._until_over(channel, connection_closed, turn)
+            beginning.cancel()
+            if not self._stop.requested:
+                await channel.stop_consuming(tag)
+                while not arrived.empty():
+                    channel.hand_back(arrived.get_nowait())
+        finally:
+            beginning.cancel()
+            over.set()
+
+    async def _until_over(
+        self, channel: Channel, connection_closed: asyncio.Future[str], turn: int
+    ) -> None:
+        """Returns when the flow has changed or a stop is asked for; raises BrokerError."""
         stopped = asyncio.create_task(self._stop.wait())
-        beginning = asyncio.create_task(self._begin_each(arrived, channel))
-        over = (stopped, channel.closed, connection_closed)
-        await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        beginning.cancel()
+        changed = asyncio.create_task(self._flow.changed_since(turn))
+        over = (stopped, changed, channel.closed, connection_closed)
+        try:
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            changed.cancel()
         if self._stop.requested:
             return
         if channel.closed.done():
             raise channel.closed.result()
-        raise BrokerGone(connection_closed.result())
+        if connection_closed.done():
+            raise BrokerGone(connection_closed.result())
 
-    async def _begin_each(self, arrived: asyncio.Queue[Message], channel: Channel) -> None:
+    async def _begin_each(
+        self, arrived: asyncio.Queue[Message], channel: Channel, over: asyncio.Event
+    ) -> None:
         while True:
             await self._free.acquire()
             try:
@@ -136,24 +194,33 @@ class Receiver:
             except asyncio.CancelledError:
                 self._free.release()
                 raise
-            task = asyncio.create_task(self._hold(message, channel))
+            task = asyncio.create_task(self._hold(message, channel, over))
             self._in_hand.add(task)
-            task.add_done_callback(self._put_down)
+            task.add_done_callback(lambda task: self._put_down(task, channel))
 
-    async def _hold(self, message: Message, channel: Channel) -> None:
+    async def _hold(self, message: Message, channel: Channel, over: asyncio.Event) -> None:
         try:
             await self._subscription.handle(message, channel)
         except GivenUp:
             return  # goes back to its queue when the channel is closed
+        except NotNow:
+            await over.wait()
+            channel.hand_back(message)
         except Exception as error:  # noqa: BLE001  # one message must not end the receiving of all
             logger.error("message.not_handled", event_id=message.message_id, error=where(error))
             # unacknowledged it would fill the prefetch for ever; this way it comes again after a
             # wait, and the queue's delivery limit ends it
             await channel.close()
 
-    def _put_down(self, task: asyncio.Task[None]) -> None:
+    def _put_down(self, task: asyncio.Task[None], channel: Channel) -> None:
         self._in_hand.discard(task)
         self._free.release()
+        if task.cancelled() and not self._stop.requested:
+            # a library's own cancellation: nobody has acknowledged the message, and nobody will
+            logger.error("message.not_handled", error="CancelledError")
+            closing = asyncio.create_task(channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _finish(self) -> None:
         """Wait for what is in hand; what takes longer than the grace time is let go."""

@@ -1,7 +1,8 @@
 """
 The reconciler: what the broker or a crash left behind is sent on its way again.
 
-It reads MongoDB only. Several may run: of those who see to the same delivery one wins.
+It reads MongoDB only. Several may run: of those who see to the same delivery one wins. What waits
+for a destination that is down or paused is left alone.
 """
 
 from collections import Counter
@@ -11,8 +12,10 @@ import pymongo
 from loguru import logger
 from pymongo.errors import ConnectionFailure, PyMongoError
 
+from assistance.breaker import Standing, standing
 from assistance.delivery import DeliveryState
 from consumers.database import TRY_SECONDS, insist, open_database, server_time
+from consumers.destinations import Destinations
 from consumers.hints import Hints, Owed, Step
 from consumers.metrics import deliveries_seen_to
 from consumers.settings import ReconcilerSettings
@@ -32,6 +35,7 @@ class Reconciler:
     def __init__(self, database: Database, stop: Stop) -> None:
         self._database = database
         self._hints = Hints(database)
+        self._destinations = Destinations(database)
         self._stop = stop
 
     async def run_once(self) -> int:
@@ -54,7 +58,13 @@ class Reconciler:
     async def _look(self) -> tuple[datetime, list[Owed]]:
         with pymongo.timeout(TRY_SECONDS):
             now = await server_time(self._database)
-            return now, await self._hints.owed(now, limit=PASS_LIMIT)
+            resting = await self._destinations.resting()
+            found = await self._hints.owed(now, limit=PASS_LIMIT, resting=resting.keys())
+            for name, seen in resting.items():
+                # a probe needs a message, and its queue may be empty
+                if standing(seen.state, seen.now) is Standing.PROBED:
+                    found += await self._hints.owed_to(name, now)
+            return now, found
 
     async def _see_to_in_time(self, owed: Owed, now: datetime) -> str:
         """

@@ -17,23 +17,35 @@ from time import monotonic
 from loguru import logger
 from pymongo.errors import PyMongoError
 
-from assistance.delivery import Failed, Succeeded, TryAgain
+from assistance.delivery import Ask, Failed, Succeeded, TryAgain
 from assistance.events import read_hint
 from assistance.verdict import Later, Unknown, Verdict
 from consumers import channels, topology
 from consumers.database import insist, open_database
+from consumers.destinations import Destinations
+from consumers.gate import Admission, Gate, as_recorded, rate_per_second
 from consumers.hints import Hints
-from consumers.ledger import NONE_LEFT, Claim, Ledger, Recorded, Refusal, Refused, verdict_word
+from consumers.ledger import (
+    NONE_LEFT,
+    WORKER_LOST,
+    Claim,
+    Ledger,
+    Recorded,
+    Refusal,
+    Refused,
+    verdict_word,
+)
 from consumers.metrics import AttemptMetrics
-from consumers.receiving import Receiver, Subscription, where
-from consumers.settings import FIRST_PAUSE_SECONDS, WorkerSettings
+from consumers.receiving import NotNow, Receiver, Subscription, where
+from consumers.settings import FIRST_PAUSE_SECONDS, DestinationSettings, WorkerSettings
 from outbox.errors import UndecodableBody
+from runtime.mongo import new_owner
 from runtime.monitoring import monitored
 from runtime.rabbit import Channel, Message
 from runtime.retry import call_again
 from runtime.shutdown import Stop
 
-NOT_CALLED = Later("lease_spent")
+NOT_CALLED = Later("lease_spent", counts=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class Worker:
         third_party: channels.Channel,
         ledger: Ledger,
         hints: Hints,
+        gate: Gate,
         metrics: AttemptMetrics,
         stop: Stop,
     ) -> None:
@@ -66,6 +79,7 @@ class Worker:
         self._third_party = third_party
         self._ledger = ledger
         self._hints = hints
+        self._gate = gate
         self._metrics = metrics
         self._stop = stop
 
@@ -74,12 +88,16 @@ class Worker:
         if hint is None:
             queue.dead_letter(message)
             return
+        admission = self._gate.admit()
+        if admission is None:
+            raise NotNow
         with logger.contextualize(request_id=hint.request_id, event_id=hint.event_id):
             try:
+                await self._wait_for_turn(hint, admission)
                 claim = await self._claim(hint)
                 if claim is not None:
-                    outcome = await self._call(claim)
-                    await self._record(claim, outcome)
+                    outcome = await self._call(claim, admission)
+                    await self._record(claim, outcome, admission)
             except PyMongoError as error:
                 # refused for good, so not for us to repeat: the reconciler finds the delivery due
                 logger.error("delivery.refused_by_mongodb", error=where(error))
@@ -97,6 +115,16 @@ class Worker:
             return None
         return hint
 
+    async def _wait_for_turn(self, hint: Hint, admission: Admission) -> None:
+        """Where there is a rate, and something to call for: a spent hint takes up no turn."""
+        if not self._gate.has_rate:
+            return
+        due = await insist(
+            lambda: self._ledger.may_be_claimed(hint.request_id, hint.destination), self._stop
+        )
+        if due and not await self._gate.slot(admission):
+            raise NotNow
+
     async def _claim(self, hint: Hint) -> Claim | None:
         """The claim, or None when there is nothing to do; then the hint is spent."""
 
@@ -113,13 +141,15 @@ class Worker:
         logger.log(level, "delivery.not_claimed", reason=claim.reason.value)
         return None
 
-    async def _call(self, claim: Claim) -> Outcome:
+    async def _call(self, claim: Claim, admission: Admission) -> Outcome:
         """
         Call until the answer is good, or hopeless, or tries or time are used up.
 
         Only what failed for sure is called for again at once; an answer that was lost is not, and
-        a third party that asked for a wait gets it from the ledger.
+        a third party that asked for a wait gets it from the ledger. A probe is one call.
         """
+        if claim.lost:
+            return Outcome(WORKER_LOST, calls=0, duration_seconds=0.0)
         if claim.used_up:
             return Outcome(NONE_LEFT, calls=0, duration_seconds=0.0)
         verdict: Verdict = NOT_CALLED
@@ -128,6 +158,9 @@ class Worker:
 
         async def call_once() -> Verdict:
             nonlocal verdict, calls
+            spare_seconds = claim.seconds_left() - self._settings.longest_call_seconds
+            if calls and not await self._gate.slot(admission, within_seconds=spare_seconds):
+                return verdict
             # this process may have been frozen: the lease may be somebody else's by now
             if claim.seconds_left() > self._settings.longest_call_seconds:
                 calls += 1
@@ -138,6 +171,9 @@ class Worker:
             return (
                 isinstance(verdict, Later)
                 and not verdict.retry_after_seconds
+                and not verdict.disables
+                and not admission.is_probe
+                and self._gate.holds(admission)
                 and not self._stop.requested
             )
 
@@ -159,8 +195,18 @@ class Worker:
             logger.error("channel.broken", error=where(error))
             return Unknown("channel_broken")
 
-    async def _record(self, claim: Claim, outcome: Outcome) -> None:
-        written = await insist(lambda: self._ledger.record(claim, outcome.verdict, outcome.calls))
+    async def _record(self, claim: Claim, outcome: Outcome, admission: Admission) -> None:
+        reaction = (
+            self._gate.judge(outcome.verdict, claim.request_id, admission)
+            if outcome.calls
+            else None
+        )
+        verdict = as_recorded(outcome.verdict, reaction, admission)
+        written = await insist(lambda: self._ledger.record(claim, verdict, outcome.calls))
+        self._tell(claim, outcome, written)
+        await self._gate.follow(reaction, admission)
+
+    def _tell(self, claim: Claim, outcome: Outcome, written: Recorded | Refused) -> None:
         self._metrics.note(outcome.verdict, outcome.calls, outcome.duration_seconds)
         attempted = logger.bind(
             destination=claim.destination,
@@ -175,6 +221,8 @@ class Worker:
                 attempted.info("delivery.attempted", state="succeeded")
             case Recorded(TryAgain(due_at)):
                 attempted.warning("delivery.attempted", state="waiting", due_at=due_at)
+            case Recorded(Ask()):
+                attempted.error("delivery.attempted", state="needs_decision")
             case Recorded(Failed(reason)):
                 attempted.error("delivery.attempted", state="failed", reason=reason)
             case Refused(reason):
@@ -193,10 +241,16 @@ def _message(claim: Claim) -> channels.Message:
 
 
 async def run_worker(
-    settings: WorkerSettings, destination: str, third_party: channels.Channel, stop: Stop
+    settings: WorkerSettings,
+    destination: str,
+    own: DestinationSettings,
+    third_party: channels.Channel,
+    stop: Stop,
 ) -> None:
     """
     Serve one destination until asked to stop.
+
+    settings: with what the destination has of its own already in place.
 
     Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start.
     """
@@ -219,9 +273,21 @@ async def run_worker(
             policy=settings.retry_policy,
             lease_seconds=settings.lease_seconds,
             worker=f"{socket.gethostname()}/{os.getpid()}",
+            on_unknown=own.on_unknown,
+        )
+        gate = Gate(
+            Destinations(database),
+            destination,
+            policy=settings.breaker_policy,
+            rate_per_second=rate_per_second(own, third_party),
+            concurrency=settings.concurrency,
+            worker=new_owner(),
+            stop=stop,
         )
         metrics = AttemptMetrics(monitor.registry, destination)
-        worker = Worker(settings, destination, third_party, ledger, Hints(database), metrics, stop)
+        worker = Worker(
+            settings, destination, third_party, ledger, Hints(database), gate, metrics, stop
+        )
         subscription = Subscription(
             name=name,
             queue=topology.deliveries_queue(destination),
@@ -229,10 +295,14 @@ async def run_worker(
             grace_seconds=settings.shutdown_grace_seconds,
             declare=declare,
             handle=worker.handle,
+            flow=gate.flow,
         )
         receiver = Receiver(settings, subscription, stop)
         monitor.ready_when(lambda: receiver.why_not_ready)
+        monitor.ready_when(lambda: gate.why_not_ready)
+        watching = asyncio.create_task(gate.watch())
         try:
             await receiver.run()
         finally:
+            watching.cancel()
             await third_party.close()

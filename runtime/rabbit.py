@@ -269,8 +269,12 @@ class Channel:
         *,
         prefetch: int,
         on_message: Callable[[Message], None],
-    ) -> None:
-        """Have at most `prefetch` unacknowledged messages of the queue handed to `on_message`."""
+    ) -> str:
+        """
+        Have at most `prefetch` unacknowledged messages of the queue handed to `on_message`.
+
+        Returns the consumer's tag, for `stop_consuming`.
+        """
 
         def received(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
             on_message(
@@ -290,7 +294,18 @@ class Channel:
 
         self._raw.add_on_cancel_callback(cancelled)
         await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
-        await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=received)
+        answer = await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=received)
+        tag: str = answer.method.consumer_tag
+        return tag
+
+    async def stop_consuming(self, tag: str) -> None:
+        """No message comes after this; what came and is not acknowledged stays ours."""
+        await self._ask(self._raw.basic_cancel, consumer_tag=tag)
+
+    def hand_back(self, message: Message) -> None:
+        """Back to the head of its queue, for whoever consumes it next."""
+        if self._raw.is_open:
+            self._raw.basic_nack(message.delivery_tag, requeue=True)
 
     def ack(self, message: Message) -> None:
         """Tell the broker that this message is done with; silent when the channel is gone."""

@@ -45,6 +45,9 @@ SHORT_SCHEDULE = {
     "RETRY_DELAYS_SECONDS": "2,4,8,15,30,60,120",
     "CALL_TIMEOUT_SECONDS": "3",
     "LEASE_MARGIN_SECONDS": "2",
+    "BREAKER_FIRST_WAIT_SECONDS": "1",
+    # the sandbox's Slack bears any rate
+    "DESTINATION_SLACK_RATE_PER_SECOND": "0",
 }
 
 Say = Callable[[str], None]

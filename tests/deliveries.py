@@ -54,6 +54,9 @@ class Deliveries:
             "reconciler_interval_seconds": 0.1,
             "shutdown_grace_seconds": 8,
             "log_level": "debug",
+            # the sandbox's Slack bears any rate
+            "destination_slack_rate_per_second": 0,
+            "breaker_first_wait_seconds": 0.3,
             **settings,
         }
         return {name.upper(): str(value) for name, value in names.items()}

@@ -21,6 +21,7 @@ from consumers.settings import (
     ReconcilerSettings,
     TopologySettings,
     WorkerSettings,
+    destination_table,
 )
 from relay.settings import RelaySettings
 from runtime.settings import SettingsTable, variable_name
@@ -53,6 +54,7 @@ def process_tables() -> dict[str, Tables]:
         destination: (
             WorkerSettings,
             settings_table(find_channel(channel), destination),
+            destination_table(destination),
         )
         for destination, channel in yaml.safe_load(DEFAULT_DESTINATIONS).items()
     }

@@ -47,6 +47,9 @@ class Channel(Protocol):
 
     Settings: type[SettingsTable]
 
+    #: A channel may have a class attribute RATE_PER_SECOND: what the vendor bears, where a
+    #: destination's own settings say nothing. Without it there is no limit.
+
     def __init__(self, settings: Any, *, call_timeout_seconds: float) -> None: ...
 
     async def send(self, message: Message) -> Verdict: ...

@@ -142,6 +142,8 @@ class SlackSettings(SettingsTable):
 
 class Slack:
     Settings = SlackSettings
+    #: https://docs.slack.dev/apis/web-api/rate-limits : one message a second to each channel
+    RATE_PER_SECOND = 1.0
 
     def __init__(self, settings: SlackSettings, *, call_timeout_seconds: float) -> None:
         self._headers = {"Content-Type": "application/json; charset=utf-8"}

@@ -3,8 +3,11 @@ The two kinds of event that the system appends to its own outbox.
 
 Facts tell what happened to a request: anyone may listen, or nobody.
 Hints wake one worker for one delivery: exactly one queue takes them.
+
+Both carry the headers of the trace that the request came with, where it came with one.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -38,6 +41,7 @@ def fact(
     seq: int,
     now: datetime,
     cause: str | None = None,
+    trace: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """An outbox document that tells a change of status; routed by type and topic."""
     return _document(
@@ -48,12 +52,19 @@ def fact(
         seq=seq,
         now=now,
         cause=cause,
+        trace=trace,
         data={"request_id": request_id, "topic": topic, "status": status},
     )
 
 
 def hint(
-    *, request_id: str, destination: str, seq: int, now: datetime, cause: str | None
+    *,
+    request_id: str,
+    destination: str,
+    seq: int,
+    now: datetime,
+    cause: str | None,
+    trace: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """An outbox document that wakes the worker of one destination for one request."""
     return _document(
@@ -64,6 +75,7 @@ def hint(
         seq=seq,
         now=now,
         cause=cause,
+        trace=trace,
         data={"request_id": request_id, "destination": destination},
     )
 
@@ -96,6 +108,7 @@ def _document(
     seq: int,
     now: datetime,
     cause: str | None,
+    trace: Mapping[str, str] | None,
     data: dict[str, Any],
 ) -> dict[str, Any]:
     event_id = str(uuid4())
@@ -116,6 +129,6 @@ def _document(
         routing_key=routing_key,
         must_route=must_route,
         payload=payload,
-        headers={},
+        headers=trace or {},
         created_at=now,
     )

@@ -130,6 +130,7 @@ def reopen(request: Request, delivery: Delivery, *, redrive_id: str, now: dateti
                 seq=seq,
                 now=now,
                 cause=delivery["hint_event"],
+                trace=request.get("trace"),
             )
         )
     seq += 1
@@ -139,6 +140,7 @@ def reopen(request: Request, delivery: Delivery, *, redrive_id: str, now: dateti
         seq=seq,
         now=now,
         cause=delivery["hint_event"],
+        trace=request.get("trace"),
     )
     return Reopening(
         delivery_fields={

@@ -9,11 +9,11 @@ A request for assistance: the document that holds the whole truth about it.
 `succeeded` and `failed` are final for the system. Each change appends an outbox event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 from uuid import uuid4
 
 from assistance import delivery as deliveries
@@ -35,6 +35,7 @@ class Request(TypedDict):
     """
     version: how many events it has appended; the newest event's `seq`.
     next_due_at: the first moment at which the reconciler should look; None when closed.
+    trace: the headers of the trace that it came with; every event of it carries them.
     """
 
     _id: str
@@ -46,6 +47,7 @@ class Request(TypedDict):
     updated_at: datetime
     next_due_at: datetime | None
     deliveries: list[Delivery]
+    trace: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def accept(
     description: str,
     destinations: Sequence[Destination],
     now: datetime,
+    trace: Mapping[str, str] | None = None,
 ) -> Acceptance:
     """
     A new request, its deliveries and its events: the fact, then one hint a delivery.
@@ -71,13 +74,24 @@ def accept(
     are made once.
     """
     fact = events.fact(
-        events.CREATED, request_id=request_id, topic=topic, seq=1, now=now, status=Status.ACCEPTED
+        events.CREATED,
+        request_id=request_id,
+        topic=topic,
+        seq=1,
+        now=now,
+        status=Status.ACCEPTED,
+        trace=trace,
     )
     born: list[Delivery] = []
     hints: list[dict[str, Any]] = []
     for seq, destination in enumerate(destinations, start=2):
         hint = events.hint(
-            request_id=request_id, destination=destination.name, seq=seq, now=now, cause=None
+            request_id=request_id,
+            destination=destination.name,
+            seq=seq,
+            now=now,
+            cause=None,
+            trace=trace,
         )
         hints.append(hint)
         born.append(
@@ -100,6 +114,8 @@ def accept(
         "next_due_at": next_due_at(born),
         "deliveries": born,
     }
+    if trace:
+        request["trace"] = dict(trace)
     return Acceptance(request, [fact, *hints])
 
 

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
 from assistance.routing import Routing
+from outbox.trace import trace_headers
 from service import problems
 from service.answers import EXAMPLE_DESCRIPTION, EXAMPLE_PATH, PATH, Accepted
 from service.api_keys import API_KEY_HEADER, ApiKeys, guarded_by
@@ -103,6 +104,7 @@ def assistances_router(
             description=new.description,
             destinations=routing.destinations_of(new.topic),
             now=now,
+            trace=trace_headers(request.headers),
         )
         note(request.scope, request_id=request_id)
         if key is None:

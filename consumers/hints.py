@@ -52,6 +52,7 @@ class Owed:
     version: int
     delivery: Delivery
     step: Step
+    trace: Mapping[str, str] | None = None
 
     @property
     def destination(self) -> str:
@@ -106,6 +107,7 @@ class Hints:
                 request["version"],
                 delivery,
                 Step.POSTPONE if delivery["hint_event"] in unsettled else Step.SEND,
+                request.get("trace"),
             )
             for request, delivery in found
         ]
@@ -120,6 +122,7 @@ class Hints:
             seq=owed.version + 1,
             now=now,
             cause=delivery["hint_event"],
+            trace=owed.trace,
         )
         changed = change(
             owed.destination,

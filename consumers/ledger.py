@@ -84,6 +84,7 @@ class Claim:
     may_be_repeat: an earlier attempt ended without an answer.
     claimed_at, lease_until: from when to when it lasts, by the server's clock.
     answered, expires: when we heard of it and when it ends, by `time.monotonic`.
+    trace: headers that say which trace the request belongs to; empty where none is known.
     """
 
     request_id: str
@@ -102,6 +103,7 @@ class Claim:
     lease_until: datetime
     answered: float
     expires: float
+    trace: Mapping[str, str]
 
     def seconds_left(self) -> float:
         return self.expires - monotonic()
@@ -166,6 +168,7 @@ class Ledger:
             answered=monotonic(),
             # counted from before the question, so that ours never outlives the server's
             expires=asked_at + self._lease_seconds,
+            trace=request.get("trace", {}),
         )
 
     async def may_be_claimed(self, request_id: str, destination: str) -> bool:
@@ -418,6 +421,7 @@ def _facts(request: Request, status: Status, now: datetime) -> list[dict[str, An
             status=status,
             seq=request["version"] + 1,
             now=now,
+            trace=request.get("trace"),
         )
     ]
 

@@ -237,6 +237,7 @@ def _message(claim: Claim) -> channels.Message:
         idempotency_key=claim.idempotency_key,
         created_at=claim.created_at,
         may_be_repeat=claim.may_be_repeat,
+        trace=claim.trace,
     )
 
 

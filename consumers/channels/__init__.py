@@ -7,7 +7,8 @@ class of its own, read with the destination's name as prefix: the destination `s
 file and configuration.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ class Message:
     What is handed over.
 
     idempotency_key: the same in every attempt of this delivery, and in no other.
+    trace: headers that say which trace the request belongs to, for who speaks HTTP and traces too.
     may_be_repeat: an earlier attempt ended without an answer, so the third party may have it.
     """
 
@@ -35,6 +37,7 @@ class Message:
     idempotency_key: str
     created_at: datetime
     may_be_repeat: bool
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 class Channel(Protocol):

@@ -145,6 +145,7 @@ class Webhook:
             headers={
                 "Content-Type": "application/json",
                 "X-Request-ID": message.request_id,
+                **message.trace,
                 **self._signed(message.idempotency_key, body, datetime.now(UTC)),
             },
         )

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+CLOSE_SECONDS = 0.2
+
 Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -20,7 +22,9 @@ async def server_that(converse: Converse, tls: ssl.SSLContext | None = None) -> 
             await converse(reader, writer)
         writer.close()
         with suppress(OSError):
-            await writer.wait_closed()
+            # asyncio never tells of the end of a connection that failed while TLS began
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await writer.wait_closed()
 
     def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         conversations.add(asyncio.create_task(hold(reader, writer)))

@@ -23,7 +23,7 @@ from tests.helpers import bare_environment
 from tests.listeners import make_certificate, server_that, tls_of
 from tests.third_parties import ThirdParties
 
-TIMEOUT_SECONDS = 0.5
+TIMEOUT_SECONDS = 1.0
 TOKEN = "xoxb-Hush1234Hush"
 SIGNING_SECRET = "whsec_" + "aHVzaGh1c2hodXNoaHVzaGh1c2hodXNo"
 

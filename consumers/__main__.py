@@ -10,6 +10,7 @@ import typer
 
 from assistance.events import hint_routing_key
 from assistance.routing import RoutingTable
+from consumers import destinations_commands, unknown_commands
 from consumers import topology as broker
 from consumers.channels import Channel, UnknownChannel, find_channel, settings_table
 from consumers.database import GivenUp, insist, open_database
@@ -41,6 +42,9 @@ from runtime.shutdown import Stop
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 commands.add_typer(dead_letters, name="dead-letters")
+commands.add_typer(destinations_commands.commands, name="destinations")
+commands.add_typer(unknown_commands.commands, name="unknown")
+commands.command()(destinations_commands.routes)
 commands.command()(resend)
 commands.command()(overdue)
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assistance.verdict import Later, Verdict
-from consumers.channels import Channel, Message
+from consumers.channels import Message
 from consumers.channels.http import secrets_of
 from consumers.channels.slack import Slack, SlackSettings
 from consumers.channels.webhook import Webhook, WebhookSettings
@@ -37,17 +37,17 @@ MESSAGE = Message(
 )
 
 
-def slack_by_webhook(url: str) -> Channel:
+def slack_by_webhook(url: str) -> Slack | Webhook:
     table: dict[str, Any] = {"webhook_url": url}
     return Slack(SlackSettings(**table), call_timeout_seconds=TIMEOUT_SECONDS)
 
 
-def slack_by_token(url: str) -> Channel:
+def slack_by_token(url: str) -> Slack | Webhook:
     table: dict[str, Any] = {"token": TOKEN, "channel": "C012", "api_url": url}
     return Slack(SlackSettings(**table), call_timeout_seconds=TIMEOUT_SECONDS)
 
 
-def signed_webhook(url: str) -> Channel:
+def signed_webhook(url: str) -> Slack | Webhook:
     table: dict[str, Any] = {
         "url": url,
         "signing_secrets": SIGNING_SECRET,
@@ -56,7 +56,7 @@ def signed_webhook(url: str) -> Channel:
     return Webhook(WebhookSettings(**table), call_timeout_seconds=TIMEOUT_SECONDS)
 
 
-Way = Callable[[str], Channel]
+Way = Callable[[str], Slack | Webhook]
 
 WAYS: dict[Way, str] = {
     slack_by_webhook: "slack",
@@ -123,11 +123,12 @@ ANSWERS: list[tuple[bytes, str, str]] = [
 
 
 def url_of(way: Way, third_parties: ThirdParties) -> str:
-    return {
+    urls: dict[Way, str] = {
         slack_by_webhook: third_parties.slack_url,
         slack_by_token: third_parties.slack_api_url,
         signed_webhook: third_parties.webhooks_url + "desk",
-    }[way]
+    }
+    return urls[way]
 
 
 def told(verdict: Verdict) -> str:
@@ -138,7 +139,7 @@ def told(verdict: Verdict) -> str:
     return " ".join(words) + (", disables" if disables else "")
 
 
-async def send(channel: Channel) -> Verdict:
+async def send(channel: Slack | Webhook) -> Verdict:
     try:
         return await channel.send(MESSAGE)
     finally:

@@ -10,13 +10,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pymongo import UpdateMany, UpdateOne
-from pymongo.errors import OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.intake import is_addressable
 from relay.settling import Entry, Fate
-from runtime.mongo import ANY_WRITER, Database, named
+from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, named
+
+DOCUMENT_VALIDATION_FAILURE = 121
+
+#: What a mark may set; a validator of an application's own has to allow them.
+NOTED_FIELDS = (
+    *("state", "reason", "published_at", "settled_at", "retry_at", "expire_at"),
+    *("held_key", "ordinal", "relay_epoch"),
+)
 
 SETTLED_STATES = [
     state.value for state in (State.PUBLISHED, State.HELD, State.PARKED, State.DISCARDED)
@@ -32,7 +40,8 @@ class Marks:
         """
         Write down the fate of each entry; may be repeated after an error.
 
-        Raises UnsuitableServer where the right to update the outbox is missing.
+        Raises UnsuitableServer where the right to update the outbox is missing, or the outbox has a
+        validator of its own that refuses the marks, and we may not pass it by.
 
         pause_seconds: how long nothing goes to a routing key; a held event is not tried before.
         """
@@ -50,8 +59,25 @@ class Marks:
             return
         try:
             await self._outbox.bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            if not _is_validators(error):
+                raise
+            await self._write_past_validator(writes)
         except OperationFailure as error:
             raise named(error) from error
+
+    async def _write_past_validator(self, writes: Sequence[UpdateOne | UpdateMany]) -> None:
+        """The validator is about what writers append; a mark that fails would be a repeat."""
+        try:
+            await self._outbox.bulk_write(writes, ordered=False, bypass_document_validation=True)
+        except OperationFailure as error:
+            if error.code != UNAUTHORIZED:
+                raise
+            raise UnsuitableServer(
+                f"the validator of {self._outbox.name} refuses what the relay notes in events:"
+                f" allow {', '.join(NOTED_FIELDS)} in it, or grant the relay"
+                " bypassDocumentValidation on the collection"
+            ) from error
 
     async def settled_among(self, ids: Sequence[Any]) -> set[Any]:
         """Which of these an earlier leader has settled already."""
@@ -108,3 +134,8 @@ class Marks:
 
     def _not_newer(self) -> dict[str, Any]:
         return {"relay_epoch": {"$not": {"$gt": self._epoch}}}
+
+
+def _is_validators(error: BulkWriteError) -> bool:
+    refused = error.details.get("writeErrors", [])
+    return any(one["code"] == DOCUMENT_VALIDATION_FAILURE for one in refused)

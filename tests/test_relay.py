@@ -312,6 +312,29 @@ def test_a_dropped_and_recreated_outbox_is_taken_up_again(
     assert world.drain()[-1].message_id == event_id
 
 
+def test_a_validator_that_knows_no_marks_is_passed_by_or_named_with_the_cure(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    known = ["_id", "type", "routing_key", "payload", "created_at"]
+    schema = {"additionalProperties": False, "properties": {name: {} for name in known}}
+    world.database.create_collection("outbox", validator={"$jsonSchema": schema})
+    world.append(5)
+    with_all_rights = start_relay()
+    world.wait_all_published()
+    with_all_rights.kill()
+    rights = [{"role": "readWrite", "db": world.database_name}]
+    world.database.command("createUser", "shop", pwd="secret", roles=rights)
+    hosts = world.mongodb_url.split("@")[1]
+    without = start_relay(
+        MONGODB_URL=f"mongodb://shop:secret@{hosts}&authSource={world.database_name}"
+    )
+    without.wait_log("relay.leading")
+    world.append(1)
+    assert without.wait_exit() == 1
+    assert "grant the relay bypassDocumentValidation" in without.output()
+    world.database.command("dropUser", "shop")
+
+
 def test_a_missing_exchange_is_named_with_the_cure_and_waited_for(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:

@@ -1,5 +1,6 @@
 """What an installation needs beside the code, held to the code: compose.yml, image, deploy/."""
 
+import asyncio
 import importlib
 import json
 import os
@@ -23,13 +24,15 @@ import yaml
 from pymongo import MongoClient
 from typer.main import get_command
 
-from assistance.collection import ASSISTANCES, DEAD_LETTERS, IDEMPOTENCY_KEYS
+from assistance.collection import ASSISTANCES, DEAD_LETTERS, DESTINATIONS, IDEMPOTENCY_KEYS
 from assistance.routing import RoutingTable
 from consumers import topology
 from consumers.settings import TopologySettings
 from outbox.collection import OUTBOX
+from relay.backlog import measure_runway
 from relay.checkpoint import CHECKPOINTS
 from relay.settings import RelaySettings
+from runtime.mongo import open_client
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.settings import MongoSettings, RabbitSettings
 from sandbox.mongodb import MongoServer
@@ -242,13 +245,17 @@ def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
         IDEMPOTENCY_KEYS,
         OUTBOX,
         DEAD_LETTERS,
+        DESTINATIONS,
         CHECKPOINTS,
         OPERATIONS,
         OPERATION_ITEMS,
         "",
     }
 
-    assert {grant["collection"] for grants in ROLES.values() for grant in grants} == known
+    granted = [grant for grants in ROLES.values() for grant in grants]
+    assert {grant["collection"] for grant in granted if "database" not in grant} == known
+    elsewhere = [grant for grant in granted if "database" in grant]
+    assert all(grant["actions"] == ["find"] for grant in elsewhere)
     assert all(grant["why"] for grants in ROLES.values() for grant in grants)
 
 
@@ -343,6 +350,7 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
     assert all(process.running for process in processes)
     refusals = [process.output() for process in processes if "refuse" in process.output()]
     assert not refusals
+    assert asyncio.run(_runway_seconds(restricted_mongodb["relay"], database_name)) is not None
 
 
 def test_the_image_takes_the_packages_of_the_product_and_nothing_of_the_sandbox() -> None:
@@ -427,29 +435,30 @@ class Declared:
 
 @pytest.fixture
 def restricted_mongodb(mongo_server: MongoServer, database_name: str) -> Iterator[dict[str, str]]:
-    """A user for each role of roles.json, in the test's own database; its URL by its name."""
+    """A user for each role of roles.json, in `admin` as in production; its URL by its name."""
     parts = urlsplit(mongo_server.url)
     hosts = parts.netloc.rpartition("@")[2]
     urls = {}
     with MongoClient[dict[str, Any]](mongo_server.url) as client:
-        database = client[database_name]
         for role, grants in ROLES.items():
-            password = secrets.token_hex(12)
+            name, password = f"{database_name}_{role}", secrets.token_hex(12)
             privileges = [
                 {
-                    "resource": {"db": database_name, "collection": grant["collection"]},
+                    "resource": {
+                        "db": grant.get("database", database_name),
+                        "collection": grant["collection"],
+                    },
                     "actions": grant["actions"],
                 }
                 for grant in grants
             ]
-            database.command("createRole", role, privileges=privileges, roles=[])
-            database.command("createUser", role, pwd=password, roles=[role])
-            urls[role] = (
-                f"mongodb://{role}:{password}@{hosts}/?{parts.query}&authSource={database_name}"
-            )
+            client.admin.command("createRole", name, privileges=privileges, roles=[])
+            client.admin.command("createUser", name, pwd=password, roles=[name])
+            urls[role] = f"mongodb://{name}:{password}@{hosts}/?{parts.query}&authSource=admin"
         yield urls
-        database.command("dropAllUsersFromDatabase")
-        database.command("dropAllRolesFromDatabase")
+        for role in ROLES:
+            client.admin.command("dropUser", f"{database_name}_{role}")
+            client.admin.command("dropRole", f"{database_name}_{role}")
 
 
 @pytest.fixture
@@ -474,6 +483,14 @@ def restricted_rabbitmq(rabbit_server: RabbitServer, vhost: str) -> Iterator[dic
         yield urls
         for user in RIGHTS:
             management.delete(f"users/{vhost}_{user}").raise_for_status()
+
+
+async def _runway_seconds(url: str, database_name: str) -> float | None:
+    client = open_client(url, process="test")
+    try:
+        return await measure_runway(client[database_name], "relay")
+    finally:
+        client.close()
 
 
 def _is_consumer(service: Mapping[str, Any]) -> bool:

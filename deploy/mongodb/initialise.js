@@ -36,9 +36,9 @@ function ensureReplicaSet(admin, member) {
 }
 
 function ensureRole(admin, database, name, grants) {
-  // the reasons in roles.json are for people
-  const privileges = grants.map(({ collection, actions }) => ({
-    resource: { db: database, collection },
+  // the reasons in roles.json are for people; a grant without a database is for the product's own
+  const privileges = grants.map(({ database: elsewhere, collection, actions }) => ({
+    resource: { db: elsewhere ?? database, collection },
     actions,
   }));
   const command = admin.getRole(name) ? 'updateRole' : 'createRole';

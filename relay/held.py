@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from bson.errors import InvalidBSON
+
 from outbox.state import State
 from relay.settling import Entry, Fate
 from runtime.mongo import ANY_WRITER, Database
@@ -90,10 +92,13 @@ class HeldKeys:
 
     async def first_of(self, key: str) -> dict[str, Any] | None:
         """The event of this key whose turn it is, or None when none is left."""
-        document: dict[str, Any] | None = await self._outbox.find_one(
-            {"held_key": key, "ordinal": NUMBER, "state": {"$in": WAITING_STATES}},
-            sort=[("ordinal", 1)],
-        )
+        waiting = {"held_key": key, "ordinal": NUMBER, "state": {"$in": WAITING_STATES}}
+        first: list[tuple[str, int]] = [("ordinal", 1)]
+        try:
+            document: dict[str, Any] | None = await self._outbox.find_one(waiting, sort=first)
+        except InvalidBSON:
+            # nobody can publish it, but its state can be read
+            document = await self._outbox.find_one(waiting, {"state": 1, "ordinal": 1}, sort=first)
         return document
 
     async def find(self, event_id: Any) -> dict[str, Any] | None:

@@ -15,12 +15,16 @@ from outbox.event import key_of, read_event
 from relay.checkpoint import Position
 from relay.settling import Entry
 from runtime.mongo import ANY_WRITER, Document
+from runtime.undecodable import Undecodable
 
 UNDECODABLE = "undecodable: the document holds text that is not UTF-8"
+MALFORMED = "undecodable: the document holds BSON that contradicts itself"
 
 
 def entry_of(document: Document, *, ordinal: int, position: Position | None) -> Entry:
     """position: where the stream stands behind the document; None when it did not come from it."""
+    if isinstance(document, Undecodable):
+        return _unfit(document, ordinal, position, MALFORMED)
     try:
         event = read_event(document)
     except UnfitEvent as unfit:

@@ -32,6 +32,11 @@ INDEXES: tuple[dict[str, Any], ...] = (
     },
 )
 
+LISTED_FIELDS = (
+    *("type", "key", "seq", "routing_key", "created_at", "state", "reason"),
+    *("held_key", "ordinal", "settled_at", "retry_at", "relay_epoch"),
+)
+
 WAITING = {"state": {"$in": WAITING_STATES}}
 
 TRANSACTION_SECONDS = 10.0
@@ -46,10 +51,16 @@ RESET_POSITION = "reset_position"
 
 
 async def list_waiting(database: Database, collection: str, limit: int) -> list[dict[str, Any]]:
-    """Held and parked events, those of one key together and in order; without their payloads."""
+    """
+    Held and parked events, those of one key together and in order: what the relay has noted, and
+    nothing that a writer wrote but their type and where they were to go.
+    """
     outbox = database.get_collection(collection, codec_options=ANY_WRITER)
     cursor = outbox.find(
-        WAITING, {"payload": 0}, sort=[("held_key", 1), ("ordinal", 1)], limit=limit
+        WAITING,
+        dict.fromkeys(LISTED_FIELDS, 1),
+        sort=[("held_key", 1), ("ordinal", 1)],
+        limit=limit,
     )
     waiting: list[dict[str, Any]] = await cursor.to_list(None)
     return waiting

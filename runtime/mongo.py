@@ -19,12 +19,14 @@ import pymongo
 from bson import CodecOptions, Timestamp
 from bson.binary import UuidRepresentation
 from bson.codec_options import DatetimeConversion
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorDatabase
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from runtime.retry import growing_delays
+from runtime.undecodable import cursor_in
 
 Client = AsyncIOMotorClient[Any]
 Database = AsyncIOMotorDatabase[Any]
@@ -60,6 +62,8 @@ ANY_WRITER: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
     unicode_decode_error_handler="surrogateescape",
 )
+
+RAW = ANY_WRITER.with_options(document_class=RawBSONDocument)
 
 Document = Mapping[str, Any]
 
@@ -309,11 +313,11 @@ class BatchCursor:
     async def _run(self, command: Mapping[str, Any]) -> Batch:
         try:
             reply = await self._database.command(
-                dict(command), session=self._session, codec_options=ANY_WRITER
+                dict(command), session=self._session, codec_options=RAW
             )
         except OperationFailure as error:
             raise named(error) from error
-        cursor = reply["cursor"]
+        cursor = cursor_in(reply, ANY_WRITER)
         self._cursor_id = cursor["id"]
         self._collection = cursor["ns"].split(".", 1)[1]
         documents = cursor.get("nextBatch")

@@ -269,6 +269,37 @@ def test_text_that_is_no_utf_8_is_parked(
     assert relay.wait_exit() == 0
 
 
+def test_documents_that_no_driver_decodes_are_parked_and_cost_nobody_else(
+    world: OutboxWorld, start_relay: StartRelay, run_process: Callable[..., OurProcess]
+) -> None:
+    """Old binary data holds its length twice; here the two contradict each other."""
+
+    def broken(event_id: str, **elsewhere: Any) -> RawBSONDocument:
+        sound = {"_id": event_id, "type": "t", "routing_key": "r.a", "payload": "{}"}
+        old = Binary(b"abcd", 2)
+        raw = encode({**sound, **(elsewhere or {"extra": old})})
+        return RawBSONDocument(raw.replace(b"\x04\x00\x00\x00abcd", b"\x05\x00\x00\x00abcd"))
+
+    raw_outbox = world.database["outbox"]
+    world.append(3)
+    raw_outbox.insert_one(broken("pending"))
+    relay = start_relay()
+    relay.wait_log("handover.ended")
+    raw_outbox.insert_one(broken("streamed"))
+    raw_outbox.insert_one(broken("nested", headers={"a": {"b": Binary(b"abcd", 2)}}))
+    (good,) = world.append()
+    world.wait_state(good, "published")
+    relay.kill()
+    start_relay()
+    (later,) = world.append()
+    world.wait_state(later, "published")
+    assert world.states() == {"published": 5, "parked": 3}
+    listing = run_process("relay", "held", "list", "--json", environment=world.environment)
+    assert listing.wait_exit() == 0
+    listed = {event["_id"] for event in json.loads(listing.output())}
+    assert listed == {"pending", "streamed", "nested"}
+
+
 @pytest.mark.parametrize(
     "fields",
     [

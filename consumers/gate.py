@@ -99,12 +99,12 @@ class Gate:
         while not self._stop.requested:
             try:
                 with pymongo.timeout(LOOK_TIMEOUT_SECONDS):
-                    await self._look()
+                    await self.look()
             except PyMongoError as error:
                 logger.debug("destination.unseen", error=type(error).__name__)
             await self._stop.rest(LOOK_SECONDS)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
         seen = await self._destinations.look(self._destination)
         found = standing(seen.state, seen.now)
         self._openings = seen.state.get("openings", 0)

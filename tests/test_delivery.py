@@ -287,7 +287,9 @@ def test_nothing_that_slack_does_ends_the_worker(
     options: dict[str, Any],
 ) -> None:
     third_parties.misbehave("slack", mode, **options)
-    worker = stage.start("slack", retry_delays_seconds="[600]", call_timeout_seconds=0.5)
+    worker = stage.start(
+        "slack", retry_delays_seconds="[600]", call_timeout_seconds=0.5, breaker_failures=0
+    )
     requests = [deliveries.accept() for _ in range(10)]
     deliveries.publish_pending()
     wait_until(
@@ -568,6 +570,40 @@ async def test_a_message_that_nobody_expected_does_not_deafen_the_worker(
     )
     await asyncio.to_thread(publish, rabbitmq_url, b"good")
     await wait_until_async(lambda: handled == [b"good"], "what follows is handled")
+    stop_receiving.request()
+    await receiving
+
+
+async def test_a_message_whose_handling_is_cancelled_from_within_comes_again(
+    rabbitmq_url: str,
+) -> None:
+    handled: list[bool] = []
+    declared = asyncio.Event()
+    stop_receiving = Stop()
+
+    async def handle(message: Message, queue: Channel) -> None:
+        handled.append(message.redelivered)
+        if len(handled) == 1:
+            raise asyncio.CancelledError  # as a library's timeout that leaks
+        queue.ack(message)
+
+    async def declare(channel: Channel) -> None:
+        await declare_deliveries(channel, "slack", events_exchange="events", delivery_limit=5)
+        declared.set()
+
+    subscription = Subscription(
+        name="test",
+        queue="deliveries.slack",
+        concurrency=1,
+        grace_seconds=5,
+        declare=declare,
+        handle=handle,
+    )
+    settings = RabbitSettings(rabbitmq_url=SecretStr(rabbitmq_url))
+    receiving = asyncio.create_task(Receiver(settings, subscription, stop_receiving).run())
+    await asyncio.wait_for(declared.wait(), 15)
+    await asyncio.to_thread(publish, rabbitmq_url, b"message")
+    await wait_until_async(lambda: handled == [False, True], "it came again")
     stop_receiving.request()
     await receiving
 

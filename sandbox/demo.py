@@ -13,7 +13,7 @@ import httpx
 from sandbox.rabbitmq import GivenRabbit
 from sandbox.stack import Say, Stack
 
-TOPICS = ("sales", "pricing")
+TOPICS = ("sales", "pricing", "stock")
 CROWD = 300
 POSTERS = 8
 SETTLED_SECONDS = 120
@@ -72,7 +72,7 @@ def pull_the_plugs(stack: Stack, say: Say) -> None:
         )
     with ThreadPoolExecutor(POSTERS) as posters:
         posting = posters.map(
-            lambda number: post(stack, TOPICS[number % 2], f"Request number {number}"),
+            lambda number: post(stack, TOPICS[number % len(TOPICS)], f"Request number {number}"),
             range(CROWD),
         )
         for number, request_id in enumerate(posting):
@@ -208,7 +208,7 @@ def show_way(stack: Stack, say: Say, request_id: str) -> None:
 
 
 def received_text(receipt: dict[str, Any]) -> str:
-    text = receipt.get("subject") or receipt.get("text") or ""
+    text = receipt.get("subject") or receipt.get("text") or receipt.get("body") or ""
     return " / ".join(line for line in str(text).splitlines() if line.strip())
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import xmlrpc.client
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ READY_SECONDS = 60
 DATABASE = "assistance_demo"
 VHOST = "assistance_demo"
 
-QUEUES = ("deliveries.slack", "deliveries.email", "dead-letters")
+QUEUES = ("deliveries.slack", "deliveries.email", "deliveries.webhook", "dead-letters")
 
 CAST = {
     "third-parties": "-m sandbox.third_parties",
@@ -36,6 +37,7 @@ CAST = {
     "relay": "-m relay run",
     "slack": "-m consumers run slack",
     "email": "-m consumers run email",
+    "webhook": "-m consumers run webhook",
     "dead-letters": "-m consumers run dead-letters",
     "reconciler": "-m consumers run reconciler",
 }
@@ -188,15 +190,23 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
 
 
 def _environment(servers: Servers, kept: dict[str, Any]) -> dict[str, str]:
-    api_port, _page_port, slack_port, _webhook_port, smtp_port = kept["ports"]
+    api_port, _page_port, slack_port, webhook_port, smtp_port = kept["ports"]
     return {
         **os.environ,
+        "DESTINATIONS": '{"slack": "slack", "email": "email", "webhook": "webhook"}',
+        "ROUTES": '{"sales": ["slack"], "pricing": ["email"], "stock": ["webhook"]}',
         "MONGODB_URL": servers.mongo.url,
         "MONGODB_DATABASE": DATABASE,
         "RABBITMQ_URL": urlsplit(servers.rabbit.url)._replace(path=f"/{VHOST}").geturl(),
         "API_KEYS": kept["api_key"],
         "API_PORT": str(api_port),
         "SLACK_WEBHOOK_URL": f"http://{LOOPBACK}:{slack_port}/services/T0/B0/{kept['slack_token']}",
+        # a real token in the environment is not for the sandbox
+        "SLACK_TOKEN": "",
+        "SLACK_CHANNEL": "",
+        "WEBHOOK_URL": f"http://{LOOPBACK}:{webhook_port}/webhooks/stock",
+        "WEBHOOK_SIGNING_SECRETS": f"whsec_{b64encode(kept['slack_token'].encode()).decode()}",
+        "WEBHOOK_ALLOWED_NETWORKS": f"{LOOPBACK}/32",
         "EMAIL_SMTP_HOST": LOOPBACK,
         "EMAIL_SMTP_PORT": str(smtp_port),
         "EMAIL_SMTP_TLS": "none",

@@ -63,9 +63,11 @@ async def open_database(
     client = open_client(settings.mongodb_url.get_secret_value(), process=process)
     database: Database = client[settings.mongodb_database]
 
+    prepared = False
     if monitor is not None:
         answered = monitor.look_up("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
         monitor.ready_when(lambda: None if answered.value else "MongoDB does not answer")
+        monitor.ready_when(lambda: None if prepared else "it is starting")
 
     async def prepare() -> None:
         await check_server(client)
@@ -79,6 +81,7 @@ async def open_database(
 
     try:
         await insist(prepare, stop)
+        prepared = True
         yield database
     finally:
         client.close()

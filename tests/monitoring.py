@@ -1,9 +1,15 @@
 """Reads what a process says about itself."""
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox.ports import LOOPBACK
+
+PAGE = (Path(__file__).parent.parent / "docs" / "monitoring.md").read_text()
 
 
 class Monitoring:
@@ -37,6 +43,13 @@ class Monitoring:
     def _get(self, path: str) -> httpx.Response:
         # nothing of it is kept, and without `verify` it reads no certificates either
         return httpx.get(f"{self._url}{path}", trust_env=False, verify=False, timeout=10)
+
+
+def undocumented(samples: Mapping[str, float]) -> set[str]:
+    """Which of our own metrics docs/monitoring.md does not name."""
+    names = {re.sub(r"(_bucket|_count|_sum)?({.*)?$", "", name) for name in samples}
+    foreign = ("process_", "python_")
+    return {name for name in names if f"`{name}" not in PAGE and not name.startswith(foreign)}
 
 
 def _labels(labels: dict[str, str]) -> str:

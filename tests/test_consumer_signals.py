@@ -7,7 +7,7 @@ from sandbox.rabbitmq import RabbitServer
 from tests.conftest import RunProcess
 from tests.deliveries import Deliveries, slack_settings
 from tests.helpers import wait_until
-from tests.monitoring import Monitoring
+from tests.monitoring import Monitoring, undocumented
 from tests.third_parties import ThirdParties
 
 SLACK = 'destination="slack"'
@@ -42,6 +42,7 @@ def test_a_worker_tells_what_came_of_its_calls_and_when_it_cannot_work(
     assert counted[f"delivery_call_seconds_count{{{SLACK}}}"] == 2
     assert 0 < counted[f"delivery_call_seconds_sum{{{SLACK}}}"] < 30
     assert not any(id in name for name in counted for id in accepted)
+    assert not undocumented(counted)
 
     rabbit_server.delete_vhost(vhost)
     reason = wait_until(pages.why_not_ready, "the broker is missed", deadline_seconds=30)

@@ -1,18 +1,21 @@
 """What a relay says about itself: what it counts, how far it is, and whether it gets on."""
 
+import asyncio
 import signal
 import socket
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from loguru import logger
 from prometheus_client import CollectorRegistry
+from pymongo.errors import AutoReconnect
 
 from outbox.collection import INDEXES
 from relay import backlog
 from relay.backlog import measure_backlog
-from relay.report import Report
+from relay.report import Leadership, Report
 from runtime import monitoring
 from runtime.mongo import open_client
 from runtime.monitoring import monitored
@@ -20,7 +23,7 @@ from runtime.settings import MonitoringSettings
 from sandbox.ports import LOOPBACK, free_ports
 from sandbox.rabbitmq import RabbitServer
 from tests.helpers import wait_until
-from tests.monitoring import Monitoring
+from tests.monitoring import Monitoring, undocumented
 from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay
 
 
@@ -67,6 +70,7 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
         lambda: (seen := standby.samples()).get("relay_oplog_runway_seconds") and seen,
         "the standby knows the position",
     )
+    assert not undocumented(counted | aside)
     assert aside["relay_leading"] == aside["relay_pending"] == 0
     assert not {"relay_lag_seconds", "relay_epoch"} & aside.keys()
 
@@ -102,6 +106,57 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     wait_until(lambda: leader.samples()["relay_published_total"] == 2, "it is counted again")
     assert leader.samples()["relay_repeats_total"] == 2
     assert len(world.drain()) == 2
+
+
+def test_readiness_ends_with_the_reason_in_words() -> None:
+    report = Report(CollectorRegistry())
+    connection, checkpoint = SimpleNamespace(blocked=False), SimpleNamespace(handover_reason=None)
+    silent = [0.0]
+    assert report.why_no_progress == "it is starting"
+    report.leads(Leadership(checkpoint, None, connection, lambda: silent[0]))  # type: ignore[arg-type]
+    assert report.why_no_progress is None
+
+    with report.waiting_for("a read"):
+        assert report.why_no_progress is None
+        report._waits["a read"] -= 7
+        assert report.why_no_progress == "a read takes 7 s already"
+    checkpoint.handover_reason = "first_start"
+    assert report.why_no_progress == "a hand-over is under way: first_start"
+    silent[0] = 12.3
+    assert report.why_no_progress == "RabbitMQ has owed a confirm for 12 s"
+    connection.blocked = True
+    assert (
+        report.why_no_progress == "RabbitMQ takes nothing: it is short of memory or of disk space"
+    )
+
+    report.interrupted("RabbitMQ: gone")
+    assert report.why_no_progress == "RabbitMQ: gone"
+    report.stands_by()
+    assert report.why_no_progress is None
+
+
+async def test_what_cannot_be_looked_up_is_unknown_until_it_can() -> None:
+    answers: list[float | None] = [1.0, None, None, 2.0]
+    looked: list[float | None] = []
+
+    async def look() -> float:
+        answer = answers.pop(0) if answers else 2.0
+        if answer is None:
+            raise AutoReconnect
+        return answer
+
+    async with monitored(MonitoringSettings(monitoring_port=free_ports(1)[0]), "it") as monitor:
+        latest = monitor.look_up("it", look, every_seconds=0)
+
+        def seen() -> bool:
+            if latest.value not in looked[-1:]:
+                looked.append(latest.value)
+            return looked[-3:] == [1.0, None, 2.0]
+
+        # at every turn of the loop, or a look would be missed
+        async with asyncio.timeout(20):
+            while not seen():  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
 
 def test_lag_is_unknown_until_the_stream_was_read_once() -> None:

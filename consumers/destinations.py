@@ -42,6 +42,14 @@ class Seen:
     now: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Open deliveries; oldest_age_seconds counts from when the request was accepted."""
+
+    count: int
+    oldest_age_seconds: float
+
+
 class Destinations:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -185,8 +193,8 @@ class Destinations:
 
         return await self._in_transaction(write)
 
-    async def waiting(self) -> dict[str, tuple[int, datetime]]:
-        """Of each destination: how many deliveries are open, and when the oldest was accepted."""
+    async def waiting(self) -> dict[str, Waiting]:
+        """What waits for each destination for which anything does."""
         pipeline: list[dict[str, Any]] = [
             {"$match": {"status": "accepted"}},
             {"$project": {"created_at": 1, "deliveries.destination": 1, "deliveries.state": 1}},
@@ -196,12 +204,13 @@ class Destinations:
                 "$group": {
                     "_id": "$deliveries.destination",
                     "count": {"$sum": 1},
-                    "oldest": {"$min": "$created_at"},
+                    "oldest_age_ms": {"$max": {"$subtract": [NOW, "$created_at"]}},
                 }
             },
         ]
         return {
-            found["_id"]: (found["count"], found["oldest"])
+            # the clock of whoever accepted it may run ahead
+            found["_id"]: Waiting(found["count"], max(found["oldest_age_ms"] / 1000, 0.0))
             async for found in self._database[ASSISTANCES].aggregate(pipeline)
         }
 

@@ -54,8 +54,10 @@ def list_destinations(*, json: AsJson = False) -> None:
                 "destination": name,
                 "channel": settings.destinations.get(name),
                 **_told(seen.get(name)),
-                "waiting": waiting[name][0] if name in waiting else 0,
-                "oldest": waiting[name][1] if name in waiting else None,
+                "waiting": waiting[name].count if name in waiting else 0,
+                "oldest age": f"{waiting[name].oldest_age_seconds:.0f} s"
+                if name in waiting
+                else None,
             }
             for name in names
         ]

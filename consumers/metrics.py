@@ -1,9 +1,14 @@
 """What the consumers count. Labels name destinations, verdicts and decisions, never a request."""
 
+from collections.abc import Callable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from assistance.breaker import Standing, standing
 from assistance.verdict import Verdict
+from consumers.destinations import Destinations
 from consumers.ledger import verdict_word
+from runtime.monitoring import Monitor
 
 #: From a chat's quick answer to the deadline of the slowest mail server.
 CALL_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -55,4 +60,36 @@ def deliveries_seen_to(registry: CollectorRegistry) -> Counter:
         "reconciler_seen_to",
         "deliveries that were due, whose claim had expired, or whose hint was lost",
         registry=registry,
+    )
+
+
+def watch_destinations(monitor: Monitor, destinations: Destinations) -> None:
+    """How each destination stands and what waits for it, looked up beside the work."""
+    states = monitor.look_up("destinations", destinations.all, every_seconds=5.0)
+    waiting = monitor.look_up("waiting deliveries", destinations.waiting, every_seconds=5.0)
+
+    def standing_at(wanted: Standing) -> Callable[[], Mapping[str, float]]:
+        return lambda: {
+            name: float(standing(seen.state, seen.now) is wanted)
+            for name, seen in (states.value or {}).items()
+        }
+
+    for wanted in Standing:
+        monitor.gauges(
+            f"destination_{wanted.value}",
+            f"1 while the destination is {wanted.value}, else 0",
+            standing_at(wanted),
+            label="destination",
+        )
+    monitor.gauges(
+        "deliveries_waiting_count",
+        "deliveries that are open",
+        lambda: {name: found.count for name, found in (waiting.value or {}).items()},
+        label="destination",
+    )
+    monitor.gauges(
+        "deliveries_oldest_age_seconds",
+        "how long ago the request was accepted whose delivery has been open for longest",
+        lambda: {name: found.oldest_age_seconds for name, found in (waiting.value or {}).items()},
+        label="destination",
     )

@@ -17,7 +17,7 @@ from assistance.delivery import DeliveryState
 from consumers.database import TRY_SECONDS, insist, open_database, server_time
 from consumers.destinations import Destinations
 from consumers.hints import Hints, Owed, Step
-from consumers.metrics import deliveries_seen_to
+from consumers.metrics import deliveries_seen_to, watch_destinations
 from consumers.settings import ReconcilerSettings
 from runtime.mongo import Database, is_transient
 from runtime.monitoring import monitored
@@ -114,6 +114,7 @@ async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
         open_database(settings, "reconciler", stop, monitor) as database,
     ):
         seen_to = deliveries_seen_to(monitor.registry)
+        watch_destinations(monitor, Destinations(database))
         reconciler = Reconciler(database, stop)
         while not stop.requested:
             seen_to.inc(await insist(reconciler.run_once, stop, try_seconds=None))

@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from assistance.books import EVENT_TYPES, OVERDUE_AFTER_SECONDS, Books, Reason, place_of
-from assistance.collection import ASSISTANCES
+from assistance.breaker import DestinationState, is_resting
+from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.request import Request
 from outbox.collection import OUTBOX
 from runtime.mongo import Database
@@ -30,6 +31,9 @@ async def balance(
     """
     books = Books()
     now = datetime.now(UTC)
+    # beside the snapshot: the first that comes to rest makes the collection, which it cannot show
+    states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
+    resting = {state["_id"] for state in states if is_resting(state)}
     async with await database.client.start_session(snapshot=True) as session:
         requests = database[ASSISTANCES].find(
             {}, {"topic": False, "description": False}, sort=[("_id", 1)], session=session
@@ -45,7 +49,11 @@ async def balance(
                 books.doubt(request_id, (ORPHANED,))
                 continue
             place = place_of(
-                request, its_events, now=now, overdue_after_seconds=overdue_after_seconds
+                request,
+                its_events,
+                now=now,
+                overdue_after_seconds=overdue_after_seconds,
+                resting=resting,
             )
             books.enter(request_id, place)
     return books

@@ -266,3 +266,17 @@ def test_books_with_a_request_that_nobody_sees_to_do_not_balance(reason: Reason 
 def test_empty_books_balance() -> None:
     assert Books().balanced
     assert str(Books()) == "accepted 0 = succeeded 0 + failed 0 + waiting 0, unexplained 0"
+
+
+def test_what_waits_for_a_destination_that_rests_is_not_overdue() -> None:
+    request, documents = accepted("slack", "email")
+    place = place_of(request, published(documents), now=LONG_AFTER, resting={"slack", "email"})
+    assert place.reason is Reason.PAUSED
+    place = place_of(request, published(documents), now=LONG_AFTER, resting={"slack"})
+    assert place.reason is Reason.OVERDUE
+
+
+def test_what_waits_for_a_person_says_so() -> None:
+    request, documents = accepted()
+    change(request, state=DeliveryState.NEEDS_DECISION.value)
+    assert reason_of(request, published(documents), LONG_AFTER) is Reason.NEEDS_DECISION

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -10,18 +11,31 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from assistance.breaker import BreakerPolicy, Standing, is_resting, standing
-from assistance.verdict import Done, Later
+from assistance.breaker import (
+    BreakerPolicy,
+    Close,
+    Open,
+    Standing,
+    failures_after,
+    is_resting,
+    react,
+    standing,
+)
+from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.destinations import Destinations
 from consumers.gate import Gate, as_recorded
 from runtime.mongo import open_client
 from runtime.operations import Operator
 from runtime.shutdown import Stop
+from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
 from tests.conftest import RunProcess
 from tests.deliveries import Deliveries
 from tests.helpers import bare_environment, wait_until
+from tests.monitoring import Monitoring
 from tests.test_delivery import Stage, lines, stop
 from tests.third_parties import ThirdParties
 
@@ -115,7 +129,8 @@ def test_a_paused_destination_is_left_alone_until_it_is_resumed_and_then_kept_to
     vhost: str,
 ) -> None:
     workers = [stage.start("slack", destination_slack_rate_per_second=5) for _ in range(2)]
-    stage.start_reconciler()
+    monitoring_port = free_ports(1)[0]
+    stage.begin("reconciler", monitoring_port=monitoring_port)
     paused = command(
         deliveries, "destinations", "pause", "slack", "--why", "moving", "--who", "ann"
     )
@@ -130,6 +145,14 @@ def test_a_paused_destination_is_left_alone_until_it_is_resumed_and_then_kept_to
     assert (slack["stands"], slack["reason"], slack["waiting"]) == ("paused", "moving (ann)", 8)
     assert rabbit_server.queue_depth(vhost, "deliveries.slack") == 8
     assert [deliveries.request(request_id) for request_id in requests] == before
+    told = {
+        'destination_paused{destination="slack"}': 1.0,
+        'destination_flowing{destination="slack"}': 0.0,
+        'deliveries_waiting_count{destination="slack"}': 8.0,
+    }
+    wait_until(
+        lambda: told.items() <= Monitoring(monitoring_port).samples().items(), "the metrics tell it"
+    )
     again = command(deliveries, "destinations", "pause", "slack", "--why", "moving")
     assert (again.returncode, again.stderr) == (1, "slack is paused already; nothing was changed\n")
     resumed = command(deliveries, "destinations", "resume", "slack", "--why", "moved")
@@ -243,3 +266,51 @@ def test_a_call_that_lasts_longer_than_the_heartbeats_costs_no_connection(
     stage.wait_status(request_id, "succeeded")
     assert len(third_parties.calls("slack")) == 1
     assert "broker.away" not in worker.output()
+
+
+verdicts = st.one_of(
+    st.sampled_from([Done("200"), Never("400"), Unknown("reset"), Later("503")]),
+    st.just(Later("lease_spent", counts=False)),
+)
+
+
+@given(st.lists(st.tuples(verdicts, st.sampled_from("abcdef")), max_size=30))
+def test_only_different_requests_that_fail_in_a_row_open_the_breaker(
+    outcomes: list[tuple[Verdict, str]],
+) -> None:
+    failures: frozenset[str] = frozenset()
+    since_answer: set[str] = set()
+    for verdict, request_id in outcomes:
+        failures = failures_after(failures, verdict, request_id)
+        if isinstance(verdict, Done | Never):
+            since_answer = set()
+        elif verdict.code != "lease_spent":
+            since_answer.add(request_id)
+        reaction = reacted(verdict, failures_count=len(failures), is_probe=False)
+        fails = isinstance(verdict, Unknown) or verdict.code == "503"
+        assert isinstance(reaction, Open) == (fails and len(since_answer) >= 3)
+
+
+@given(verdicts, st.integers(0, 1000), st.none() | st.floats(0.001, 1e6))
+def test_a_failed_probe_waits_longer_within_bounds_and_an_answered_one_closes(
+    verdict: Verdict, openings: int, asked_seconds: float | None
+) -> None:
+    reaction = reacted(verdict, openings=openings, is_probe=True)
+    assert isinstance(reaction, Close) == isinstance(verdict, Done | Never)
+    if isinstance(reaction, Open):
+        doubled = min(2.0 * 2 ** min(openings, 32), 60.0)
+        assert 0.8 * doubled <= reaction.wait_seconds <= doubled
+    asked = reacted(Later("429", retry_after_seconds=asked_seconds), is_probe=False)
+    if asked_seconds is not None:
+        assert asked == Open("429", min(asked_seconds, 3600.0))
+
+
+def reacted(verdict: Verdict, *, is_probe: bool, failures_count: int = 1, openings: int = 0) -> Any:
+    return react(
+        verdict,
+        failures_count=failures_count,
+        openings=openings,
+        is_probe=is_probe,
+        policy=BreakerPolicy(3, 2.0, 60.0, 3600.0),
+        randomness=random.Random(0),
+    )

@@ -20,6 +20,9 @@ from assistance.verdict import Done, Later, Verdict
 from consumers.channels import find_channel, settings_table
 from consumers.channels.public_addresses import Address, Network, is_public, refusal
 from consumers.channels.webhook import PAYLOAD_LIMIT_BYTES, Webhook, WebhookSettings, payload
+from tests.conftest import RunProcess
+from tests.deliveries import CHANNEL_OF, Deliveries
+from tests.helpers import wait_until
 from tests.listeners import make_certificate, server_that, tls_of
 from tests.test_http_channels import MESSAGE, SIGNING_SECRET
 from tests.third_parties import ThirdParties
@@ -197,6 +200,38 @@ async def test_a_receiver_that_is_gone_for_good_disables_its_destination(
     third_parties.misbehave("webhook", "status", code=410, body="closed for ever")
     table = settings(third_parties.webhooks_url + "desk", allowed_networks=LOOPBACK)
     assert await send(table) == Later("410", "closed for ever", disables=True)
+
+
+def test_a_destination_that_is_gone_for_good_is_paused_and_its_requests_wait(
+    run_process: RunProcess,
+    deliveries: Deliveries,
+    third_parties: ThirdParties,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(CHANNEL_OF, "desk", "webhook")
+    third_parties.misbehave("webhook", "status", code=410)
+    environment = deliveries.environment(
+        destinations='{"desk": "webhook"}',
+        routes='{"sales": ["desk"]}',
+        desk_url=third_parties.webhooks_url + "desk",
+        desk_signing_secrets=SIGNING_SECRET,
+        desk_allowed_networks=LOOPBACK,
+    )
+    worker = run_process("consumers", "run", "desk", environment=environment)
+    worker.wait_log("queue.receiving")
+    first = deliveries.accept(destinations=["desk"])
+    deliveries.publish_pending()
+    is_paused = {"_id": "desk", "paused.why": {"$regex": "410"}}
+    wait_until(lambda: deliveries.database["destinations"].find_one(is_paused), "it is paused")
+
+    with deliveries.channel() as channel:
+        queue = lambda: channel.queue_declare("deliveries.desk", passive=True).method  # noqa: E731
+        wait_until(lambda: queue().consumer_count == 0, "the worker has left the queue")
+        second = deliveries.accept(destinations=["desk"])
+        deliveries.publish_pending()
+        wait_until(lambda: queue().message_count == 1, "the second request waits")
+    assert [deliveries.request(one)["status"] for one in (first, second)] == ["accepted"] * 2
+    assert len(third_parties.calls("webhook")) == 1
 
 
 class Names:

@@ -289,7 +289,7 @@ REFUSALS = [
     ({"STARTTLS": "454 TLS is not available"}, "later 454", "STARTTLS"),
     ({"STARTTLS": "502 what is that?"}, "later 502", "STARTTLS"),
     ({"STARTTLS": DROPPED}, "later login_connection_lost", "STARTTLS"),
-    ({"AUTH": "535 no: aHVzaA is not it, hush-hush neither"}, "later 535", "AUTH"),
+    ({"AUTH": "535 AG1lAGh1c2gtaHVzaA== is wrong, and hush-hush too"}, "later 535", "AUTH"),
     ({"AUTH": "454 not now"}, "later 454", "AUTH"),
     ({"MAIL": "530 log in first"}, "later 530", "MAIL"),
     ({"MAIL": "421 closing"}, "later 421", "MAIL"),
@@ -327,11 +327,12 @@ async def test_every_reply_has_one_meaning_under_starttls_and_a_login(
         code = f"{type(verdict).__name__.lower()} {verdict.code}"
         met.append((replies, code, server.heard[-1] if server.heard else None))
         assert "hush-hush" not in verdict.excerpt
+        assert "AG1lAGh1c2gtaHVzaA" not in verdict.excerpt
         assert len(verdict.excerpt) <= 200
     logger.remove(sink)
     assert met == REFUSALS
     assert [line for line in logged if "email.misconfigured" in line and "535" in line]
-    assert not [line for line in logged if "hush-hush" in line]
+    assert not [line for line in logged if "hush-hush" in line or "AG1lA" in line]
 
 
 @pytest.mark.parametrize("tls", [Tls.STARTTLS, Tls.TLS])

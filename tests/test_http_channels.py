@@ -212,6 +212,21 @@ async def test_a_redirect_is_not_followed(way: Way) -> None:
     assert visits == 1
 
 
+async def test_no_call_remembers_what_was_answered_to_another() -> None:
+    heads: list[bytes] = []
+
+    async def set_a_cookie(reader: Any, writer: Any) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async with server_that(set_a_cookie) as port:
+        channel = signed_webhook(f"http://127.0.0.1:{port}/in")
+        assert [told(await channel.send(MESSAGE)) for _ in range(2)] == ["done 200"] * 2
+        await channel.close()
+    assert [b"cookie" in head.lower() for head in heads] == [False, False]
+
+
 async def test_slack_is_told_the_token_and_the_channel(third_parties: ThirdParties) -> None:
     verdict = await send(slack_by_token(third_parties.slack_api_url))
     assert told(verdict) == "done 200"

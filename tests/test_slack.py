@@ -165,6 +165,11 @@ def test_a_webhook_that_is_no_good_is_named_in_the_log(status: int, body: str, c
     assert line == f"slack.misconfigured {{'code': '{code}'}}\n"
 
 
+def test_a_code_is_a_word_of_slack_and_nobody_elses() -> None:
+    verdict = ask(200, '{"ok":false,"error":"What she wrote to us"}')
+    assert verdict.code == "ok_false"
+
+
 def test_the_wait_that_slack_asks_for_is_kept() -> None:
     assert ask(429, "", Retry_After="30") == Later("429", "", 30.0)
     assert ask(503, "", Retry_After="Mon, 23 Nov 2026 12:01:30 GMT") == Later("503", "", 90.0)
@@ -185,6 +190,7 @@ def test_the_wait_that_slack_asks_for_is_kept() -> None:
         ("120", 120.0),
         ("Mon, 23 Nov 2026 11:00:00 GMT", 0.0),
         ("Mon, 99 Nov 2026 11:00:00 GMT", None),
+        ("Mon, 23 Nov 2026 12:00:00 +99999999999", None),
     ],
 )
 def test_a_senseless_wait_counts_as_none(value: str | None, seconds: float | None) -> None:
@@ -198,7 +204,7 @@ def test_no_answer_whatsoever_is_without_a_meaning(status: int, body: bytes, wai
     assert isinstance(verdict, Done | Later | Never | Unknown)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.text(), st.lists))
+@given(st.recursive(st.none() | st.booleans() | st.text(max_size=20), st.lists, max_leaves=5))
 def test_no_json_whatsoever_is_without_a_meaning(said: Any) -> None:
     ask(200, orjson.dumps({"ok": said, "error": said}, option=orjson.OPT_PASSTHROUGH_DATETIME))
 

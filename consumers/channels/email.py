@@ -18,6 +18,7 @@ has the same Message-ID, by which many mail systems drop the second copy.
 import asyncio
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Sequence
 from email.errors import MessageError
 from email.headerregistry import Address
@@ -118,6 +119,7 @@ class Email:
         self._call_timeout_seconds = call_timeout_seconds
         self._tls_context = ssl.create_default_context()
         self._recipients = settings.recipients.split(",")
+        self._secrets = _forms_of_password(settings)
 
     async def send(self, message: Message) -> Verdict:
         mail = compose(message, sender=self._settings.sender, recipients=self._recipients)
@@ -139,7 +141,7 @@ class Email:
         finally:
             # a QUIT would wait for an answer that changes nothing any more
             client.close()
-        return Done(str(reply.code), cut_excerpt(reply.message))
+        return Done(str(reply.code), self._excerpt(reply.message))
 
     async def close(self) -> None:
         """Every message has a connection of its own."""
@@ -190,14 +192,23 @@ class Email:
         return Never(str(code), excerpt)
 
     def _misconfigured(self, code: str, reason: str) -> Verdict:
-        logger.error("email.misconfigured", server=self._settings.smtp_host, code=code, said=reason)
+        # the excerpt stays in the ledger: a server may repeat what it was sent
+        logger.error("email.misconfigured", server=self._settings.smtp_host, code=code)
         return Later(code, self._excerpt(reason))
 
     def _excerpt(self, text: str) -> str:
-        password = self._settings.smtp_password
-        if password is not None:
-            text = text.replace(password.get_secret_value(), "…")
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
         return cut_excerpt(text)
+
+
+def _forms_of_password(settings: EmailSettings) -> list[str]:
+    """As it is, and as AUTH PLAIN and AUTH LOGIN send it."""
+    if settings.smtp_password is None:
+        return []
+    password = settings.smtp_password.get_secret_value()
+    plain = f"\0{settings.smtp_username}\0{password}"
+    return [password, *(b64encode(form.encode()).decode() for form in (plain, password))]
 
 
 def compose(message: Message, *, sender: str, recipients: Sequence[str]) -> EmailMessage:

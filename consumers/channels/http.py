@@ -121,6 +121,8 @@ class HttpClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             if response is None:
                 return _judge_silence(error, sent=sent)
+        # no call is to remember what was answered to another
+        self._client.cookies.clear()
         return read_answer(
             response.status_code,
             response.headers,
@@ -187,7 +189,7 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

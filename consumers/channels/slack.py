@@ -30,7 +30,7 @@ import orjson
 from loguru import logger
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from assistance.verdict import Done, Later, Never, Unknown, Verdict, cut_excerpt
+from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.channels import Message
 from consumers.channels.http import MESSAGE_STATUSES, Answer, HttpClient, parse_url, secrets_of
 from runtime.settings import SettingsTable
@@ -81,6 +81,9 @@ DESTINATION_ERRORS = frozenset(
 
 #: Slack makes no link of these unless asked to; a webhook of the old kind may be set up to ask.
 _SHOUT = re.compile(r"(?<!\w)@(?=(?:channel|here|everyone|group)\b)", re.IGNORECASE)
+#: A code is logged and counted; anything else in its place may be what people wrote.
+_ERROR_WORD = re.compile(r"[a-z][a-z_]{0,63}")
+
 _WORD_JOINER = "\u2060"
 
 
@@ -234,8 +237,8 @@ def _judge_ok(answer: Answer) -> Verdict:
             return Never(word, answer.excerpt)
         case {"ok": False, "error": str(word)} if word in DESTINATION_ERRORS:
             return _misconfigured(word, answer)
-        case {"ok": False, "error": str(word)}:
-            return Later(cut_excerpt(word), answer.excerpt, answer.retry_after_seconds)
+        case {"ok": False, "error": str(word)} if _ERROR_WORD.fullmatch(word):
+            return Later(word, answer.excerpt, answer.retry_after_seconds)
         case {"ok": False}:
             return Later("ok_false", answer.excerpt, answer.retry_after_seconds)
     return Unknown("unexpected_answer", answer.excerpt)

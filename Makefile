@@ -25,8 +25,11 @@ up: setup ## the same system without the acts, until Ctrl-C
 test: setup ## every test, on real servers
 	.venv/bin/pytest
 
-chaos: setup ## a crash campaign against the relay (ROUNDS=200 SEED=n FIRST=1: one seed, the same rounds)
-	@.venv/bin/python -m tests.chaos --rounds $(or $(ROUNDS),200) --first $(or $(FIRST),1) $(if $(SEED),--seed $(SEED))
+CAMPAIGN := $(if $(SEED),--seed $(SEED)) --first $(or $(FIRST),1) --rounds $(or $(ROUNDS),200)
+
+chaos: setup ## crash campaigns against the relay and the consumers (ROUNDS=200 SEED=n FIRST=1; WAITS=no: without the slow end)
+	@.venv/bin/python -m tests.chaos $(CAMPAIGN)
+	@.venv/bin/python -m tests.chaos.delivery $(CAMPAIGN) $(if $(filter no,$(WAITS)),--no-waits)
 
 bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)
 	.venv/bin/python -m benchmarks

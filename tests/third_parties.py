@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -59,8 +60,8 @@ class ThirdParties:
         self.http.delete("inbox").raise_for_status()
 
 
-@pytest.fixture(scope="session")
-def third_parties_process() -> Iterator[ThirdParties]:
+@contextmanager
+def running_third_parties() -> Iterator[ThirdParties]:
     command = [sys.executable, "-m", "sandbox.third_parties"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -71,6 +72,12 @@ def third_parties_process() -> Iterator[ThirdParties]:
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(STOP_SECONDS) == 0
+
+
+@pytest.fixture(scope="session")
+def third_parties_process() -> Iterator[ThirdParties]:
+    with running_third_parties() as client:
+        yield client
 
 
 @pytest.fixture

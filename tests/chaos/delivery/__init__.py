@@ -1,0 +1,1 @@
+"""A crash campaign against the consumers: deaths at named points, and books after each round."""

@@ -1,0 +1,68 @@
+"""Requests as the service writes them, until the round is over."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from assistance.collection import ASSISTANCES
+from outbox.collection import OUTBOX
+from tests.deliveries import Deliveries, new_request
+
+WRITERS_COUNT = 2
+REST_SECONDS = 0.3
+TROUBLE_REST_SECONDS = 0.2
+
+#: Of each writer in turn: one channel, the other, both.
+WAYS = (("slack",), ("email",), ("slack", "email"))
+
+
+@contextmanager
+def load(deliveries: Deliveries, requests_count: int) -> Iterator[None]:
+    """
+    So many at once, and further ones at a steady pace until the block ends.
+
+    What a commit answers is nobody's concern: the ledger tells afterwards what was accepted.
+    """
+    over = threading.Event()
+
+    def write(number: int) -> None:
+        for turn in itertools.count(number):
+            if over.is_set():
+                return
+            try:
+                accept(deliveries, WAYS[turn % len(WAYS)])
+            except PyMongoError:
+                over.wait(TROUBLE_REST_SECONDS)
+            if turn - number >= requests_count // WRITERS_COUNT:
+                over.wait(REST_SECONDS)
+
+    threads = [threading.Thread(target=write, args=[n]) for n in range(WRITERS_COUNT)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def accept(deliveries: Deliveries, destinations: tuple[str, ...]) -> str:
+    """One transaction, as in the service; returns the request's id. Raises PyMongoError."""
+    acceptance = new_request("A request under fire", destinations=destinations)
+    client: MongoClient[dict[str, object]] = deliveries.client
+    with client.start_session() as session, session.start_transaction():
+        database = deliveries.database
+        database[OUTBOX].insert_many(acceptance.outbox_documents, session=session)
+        database[ASSISTANCES].insert_one(dict(acceptance.request), session=session)
+    request_id: str = acceptance.request["_id"]
+    return request_id
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

@@ -299,6 +299,7 @@ REFUSALS = [
     ({"RCPT": "550 no such user"}, "never 550", "RCPT"),
     ({"RCPT": DROPPED}, "later envelope_connection_lost", "RCPT"),
     ({"DATA": "451 no room"}, "later 451", "DATA"),
+    ({"DATA": DROPPED}, "unknown connection_lost", "DATA"),
     ({"DATA": "554 no"}, "never 554", "DATA"),
     ({"message": "421 closing"}, "later 421", "DATA"),
     ({"message": "450 greylisted"}, "later 450", "DATA"),

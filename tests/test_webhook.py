@@ -225,7 +225,10 @@ def test_a_destination_that_is_gone_for_good_is_paused_and_its_requests_wait(
     wait_until(lambda: deliveries.database["destinations"].find_one(is_paused), "it is paused")
 
     with deliveries.channel() as channel:
-        queue = lambda: channel.queue_declare("deliveries.desk", passive=True).method  # noqa: E731
+
+        def queue() -> Any:
+            return channel.queue_declare("deliveries.desk", passive=True).method
+
         wait_until(lambda: queue().consumer_count == 0, "the worker has left the queue")
         second = deliveries.accept(destinations=["desk"])
         deliveries.publish_pending()

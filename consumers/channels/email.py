@@ -8,7 +8,7 @@ E-mail, by SMTP: https://www.rfc-editor.org/rfc/rfc5321#section-4.2
     535, 530 and the like to the login, no      later, and an error in the log: a wrong password
     STARTTLS, a certificate that is not good    is our configuration's fault, not the request's
     no connection, dropped or silent before     later
-    the message was sent
+    the command to take the message (DATA)
     dropped or silent after that                unknown
 
 One refused recipient refuses the whole message, so that nobody is left out unnoticed. A repeat

@@ -50,7 +50,7 @@ class Monitor:
     def __init__(self, process: str, *, is_seen: bool) -> None:
         self._is_seen = is_seen
         # when a counter was made says nothing, and doubles the page
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -8,6 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox.ports import LOOPBACK
+from tests.helpers import wait_until
 
 PAGE = (Path(__file__).parent.parent / "docs" / "monitoring.md").read_text()
 
@@ -29,7 +30,25 @@ class Monitoring:
         except httpx.TransportError as error:
             return f"no answer: {error}"
         assert (answer.status_code == 200) == (answer.json()["status"] == "ready")
-        return answer.json().get("reason")
+        reason: str | None = answer.json().get("reason")
+        return reason
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.why_not_ready() is None, "it is ready", deadline_seconds=30)
+
+    def wait_unready(self) -> str:
+        """The reason."""
+        return str(wait_until(self.why_not_ready, "it is not ready", deadline_seconds=30))
+
+    def samples_with(self, *names: str, **exactly: float) -> dict[str, float]:
+        """Wait until these samples are there, and those have these values; returns all of them."""
+
+        def seen() -> dict[str, float]:
+            samples = self.samples()
+            met = exactly.items() <= samples.items() and samples.keys() >= set(names)
+            return samples if met else {}
+
+        return wait_until(seen, f"{names} {exactly} are told", deadline_seconds=30)
 
     def samples(self) -> dict[str, float]:
         """`name` or `name{label="value"}` -> value, as they stand on the page."""

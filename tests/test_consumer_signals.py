@@ -2,11 +2,20 @@
 
 import signal
 
+from assistance.verdict import Done
+from consumers.destinations import Destinations
+from consumers.metrics import (
+    AttemptMetrics,
+    deliveries_seen_to,
+    letters_stored,
+    watch_destinations,
+)
+from runtime.mongo import open_client
+from runtime.monitoring import Monitor
 from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
 from tests.conftest import RunProcess
 from tests.deliveries import Deliveries, slack_settings
-from tests.helpers import wait_until
 from tests.monitoring import Monitoring, undocumented
 from tests.third_parties import ThirdParties
 
@@ -24,7 +33,7 @@ def test_a_worker_tells_what_came_of_its_calls_and_when_it_cannot_work(
     environment = deliveries.environment(monitoring_port=port, **slack_settings(third_parties))
     worker = run_process("consumers", "run", "slack", environment=environment)
     pages = Monitoring(port)
-    wait_until(lambda: pages.why_not_ready() is None, "it is ready", deadline_seconds=30)
+    pages.wait_ready()
     assert pages.alive()
 
     third_parties.misbehave("slack", "status", code=500, times=1)
@@ -33,23 +42,33 @@ def test_a_worker_tells_what_came_of_its_calls_and_when_it_cannot_work(
     done, later = (
         f'delivery_attempts_total{{{SLACK},verdict="{verdict}"}}' for verdict in ("done", "later")
     )
-    wait_until(
-        lambda: {done, later} <= pages.samples().keys(), "both are recorded", deadline_seconds=30
-    )
-    counted = pages.samples()
+    counted = pages.samples_with(done, later)
     assert counted[done] == counted[later] == 1
     assert counted[f"delivery_calls_total{{{SLACK}}}"] == 2
     assert counted[f"delivery_call_seconds_count{{{SLACK}}}"] == 2
     assert 0 < counted[f"delivery_call_seconds_sum{{{SLACK}}}"] < 30
     assert not any(id in name for name in counted for id in accepted)
-    assert not undocumented(counted)
 
     rabbit_server.delete_vhost(vhost)
-    reason = wait_until(pages.why_not_ready, "the broker is missed", deadline_seconds=30)
-    assert reason.startswith("the queue deliveries.slack is not being received: RabbitMQ: ")
+    missed = "the queue deliveries.slack is not being received: RabbitMQ: "
+    assert pages.wait_unready().startswith(missed)
     rabbit_server.create_vhost(vhost)
-    wait_until(lambda: pages.why_not_ready() is None, "it is ready again", deadline_seconds=30)
+    pages.wait_ready()
 
     worker.signal(signal.SIGTERM)
     assert worker.wait_exit() == 0
     assert not pages.alive()
+
+
+async def test_the_page_about_monitoring_names_every_number(deliveries: Deliveries) -> None:
+    client = open_client(deliveries.mongodb_url, process="test")
+    monitor = Monitor("test", is_seen=False)
+    AttemptMetrics(monitor.registry, "slack").note(Done("200"), 1, 0.1)
+    letters_stored(monitor.registry).labels("parked").inc()
+    deliveries_seen_to(monitor.registry).inc()
+    watch_destinations(monitor, Destinations(client[deliveries.database_name]))
+    client.close()
+
+    named = {family.name for family in monitor.registry.collect()}
+    assert len(named) > 8
+    assert not undocumented(dict.fromkeys(named, 0.0))

@@ -33,7 +33,7 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     first_port, second_port = free_ports(2)
     first = start_relay(MONITORING_PORT=str(first_port))
     leader, standby = Monitoring(first_port), Monitoring(second_port)
-    wait_until(lambda: leader.why_not_ready() is None, "the first leads", deadline_seconds=30)
+    leader.wait_ready()
     second = start_relay(MONITORING_PORT=str(second_port))
     assert listening(first.pid) == [LOOPBACK]
 
@@ -46,9 +46,7 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     world.wait_state(unfit, "parked")
     wait_until(lambda: world.states()["published"] == 3, "the others are published")
 
-    counted = wait_until(
-        lambda: (seen := leader.samples())["relay_published_total"] == 3 and seen, "it is counted"
-    )
+    counted = leader.samples_with(relay_published_total=3)
     exact = {
         "relay_held_total": 2,
         "relay_parked_total": 1,
@@ -65,19 +63,15 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     wait_until(lambda: leader.samples()["relay_lag_seconds"] < 2, "it has caught up")
     assert not any(id in name for name in counted for id in (unroutable, unfit, "nowhere"))
 
-    wait_until(lambda: standby.why_not_ready() is None, "one stands by", deadline_seconds=30)
-    aside = wait_until(
-        lambda: (seen := standby.samples()).get("relay_oplog_runway_seconds") and seen,
-        "the standby knows the position",
-    )
+    standby.wait_ready()
+    aside = standby.samples_with("relay_oplog_runway_seconds", "relay_pending")
     assert not undocumented(counted | aside)
     assert aside["relay_leading"] == aside["relay_pending"] == 0
     assert not {"relay_lag_seconds", "relay_epoch"} & aside.keys()
 
     rabbit_server.delete_vhost(vhost)
     for pages in (leader, standby):
-        reason = wait_until(pages.why_not_ready, "the broker is missed", deadline_seconds=30)
-        assert reason.startswith("RabbitMQ: ")
+        assert pages.wait_unready().startswith("RabbitMQ: ")
     assert leader.alive()
     interrupted = leader.samples()
     assert interrupted["relay_reconnects_total"] >= 1
@@ -87,11 +81,8 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     with world.channel() as channel:
         channel.exchange_declare(EXCHANGE, "topic", durable=True)
         world.declare_queue(channel, QUEUE, "r.#")
-    wait_until(
-        lambda: leader.why_not_ready() is standby.why_not_ready() is None,
-        "both are back",
-        deadline_seconds=30,
-    )
+    leader.wait_ready()
+    standby.wait_ready()
     assert leader.samples()["relay_leading"] + standby.samples()["relay_leading"] == 1
 
     for process in (first, second):
@@ -103,8 +94,7 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     world.database["checkpoints"].update_one({}, {"$set": {"position": start["position"]}})
     start_relay(MONITORING_PORT=str(first_port))
     wait_until(lambda: world.states()["published"] == 3, "they are published again")
-    wait_until(lambda: leader.samples()["relay_published_total"] == 2, "it is counted again")
-    assert leader.samples()["relay_repeats_total"] == 2
+    leader.samples_with(relay_published_total=2, relay_repeats_total=2)
     assert len(world.drain()) == 2
 
 

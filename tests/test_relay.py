@@ -19,6 +19,7 @@ from sandbox.ports import LOOPBACK, free_ports, port_answers
 from sandbox.rabbitmq import LocalRabbit, RabbitServer
 from sandbox.server_process import ServerProcess
 from tests.helpers import OurProcess, wait_until
+from tests.monitoring import Monitoring
 from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
 
 WINDOW = 1000
@@ -550,14 +551,20 @@ def test_a_broker_without_memory_is_waited_for_and_holds_up_no_stop(
     relay.wait_log("handover.began")
     relay.signal(signal.SIGTERM)
     assert relay.wait_exit(15) == 0
-    successor = run_process("relay", "run", environment=world.environment)
+    [port] = free_ports(1)
+    settings = {"MONITORING_PORT": str(port)}
+    successor = run_process("relay", "run", environment=world.environment | settings)
     successor.wait_log("broker.blocked")
+    pages = Monitoring(port)
+    assert "takes nothing: it is short of memory" in pages.wait_unready()
     pending += world.append(10)
     assert psutil.Process(successor.pid).cpu_percent(interval=1) < 50, "it spins"
     assert world.states() == {None: len(pending)}
+    assert pages.samples_with("relay_pending")["relay_pending"] >= 3000
     own_rabbit_server.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4)")
     successor.wait_log("broker.unblocked")
     world.wait_all_published()
+    pages.wait_ready()
     assert {arrival.message_id for arrival in world.drain()} == set(pending)
     assert successor.output().count("relay.leading") == 1
     world.close()

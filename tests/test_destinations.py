@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +27,8 @@ from assistance.breaker import (
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.destinations import Destinations
 from consumers.gate import Gate, as_recorded
-from runtime.mongo import open_client
+from consumers.reconciler import Reconciler
+from runtime.mongo import Database, open_client
 from runtime.operations import Operator
 from runtime.shutdown import Stop
 from sandbox.ports import free_ports
@@ -49,10 +50,15 @@ def stage(run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdP
 
 
 @pytest.fixture
-async def destinations(deliveries: Deliveries) -> AsyncIterator[Destinations]:
+async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
     client = open_client(deliveries.mongodb_url, process="test")
-    yield Destinations(client[deliveries.database_name])
+    yield client[deliveries.database_name]
     client.close()
+
+
+@pytest.fixture
+def destinations(database: Database) -> Destinations:
+    return Destinations(database)
 
 
 def command(deliveries: Deliveries, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -155,6 +161,7 @@ def test_a_paused_destination_is_left_alone_until_it_is_resumed_and_then_kept_to
     )
     again = command(deliveries, "destinations", "pause", "slack", "--why", "moving")
     assert (again.returncode, again.stderr) == (1, "slack is paused already; nothing was changed\n")
+    stop(workers.pop())
     resumed = command(deliveries, "destinations", "resume", "slack", "--why", "moved")
     assert resumed.returncode == 0, resumed.stderr
     stage.wait_count("succeeded", 8)
@@ -215,6 +222,34 @@ async def test_one_worker_at_a_time_has_the_right_to_probe(destinations: Destina
     seen = await destinations.look(SLACK)
     assert (standing(seen.state, seen.now), seen.state["openings"]) == (Standing.DOWN, 2)
     assert not await destinations.take_probe(SLACK, f"worker {winner}"), "before its time"
+
+
+async def test_what_is_down_gets_no_hints_what_may_be_probed_gets_one_and_others_get_theirs(
+    destinations: Destinations, database: Database, deliveries: Deliveries
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    for _ in range(5):
+        deliveries.accept(destinations=("slack", "email"), now=long_ago)
+    deliveries.database["outbox"].update_many({}, {"$set": {"state": "published"}})
+    reconciler = Reconciler(database, Stop())
+
+    async def hinted() -> list[str]:
+        before = {hint["_id"] for hint in deliveries.database["outbox"].find()}
+        while await reconciler.run_once() > 1:
+            pass
+        after = deliveries.database["outbox"].find({"_id": {"$nin": list(before)}})
+        return sorted(hint["routing_key"] for hint in after)
+
+    await destinations.look(SLACK)
+    await destinations.open(SLACK, "503", 60.0, probe_by=None)
+    assert await hinted() == ["delivery_due.email"] * 5
+    await destinations.resume(SLACK, OPERATOR)
+    await destinations.open(SLACK, "503", 0.0, probe_by=None)
+    assert await hinted() == ["delivery_due.slack"]
+    await destinations.pause(SLACK, OPERATOR)
+    assert await hinted() == []
+    await destinations.resume(SLACK, OPERATOR)
+    assert await hinted() == ["delivery_due.slack"] * 4
 
 
 async def test_turns_are_handed_out_one_interval_apart_however_many_ask(

@@ -423,14 +423,20 @@ def test_a_restarted_mongodb_is_waited_for(
     run_process: Callable[..., OurProcess],
 ) -> None:
     world = OutboxWorld(own_mongo_server.url, "restarted", rabbitmq_url)
-    relay = run_process("relay", "run", environment=world.environment)
+    [port] = free_ports(1)
+    settings = {"MONITORING_PORT": str(port)}
+    relay = run_process("relay", "run", environment=world.environment | settings)
     relay.wait_log("handover.ended")
     world.append(50)
     world.wait_all_published()
-    own_mongo_server.restart()
+    own_mongo_server.kill()
+    pages = Monitoring(port)
+    assert pages.wait_unready().startswith("MongoDB does not answer")
+    own_mongo_server.start()
     (event_id,) = world.append()
     world.wait_state(event_id, "published", deadline_seconds=30)
     assert relay.running
+    pages.wait_ready()
     assert world.check_arrivals(world.drain()) <= WINDOW
     world.close()
 

@@ -40,8 +40,8 @@ def test_a_trace_goes_from_the_post_to_the_third_party_and_into_the_last_fact(
     )
     run_process("relay", "run", environment=environment)
     worker = run_process("consumers", "run", "desk", environment=environment)
-    worker.wait_log("queue.receiving", deadline_seconds=30)
     process = run_process("service", "run", environment=environment)
+    worker.wait_log("queue.receiving", deadline_seconds=30)
     with RunningService(process, environment) as service:
         service.wait_ready(deadline_seconds=30)
         answer = service.http.post(

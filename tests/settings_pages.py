@@ -160,8 +160,8 @@ No message repeats a value.
 
 `slack` and `email` are the workers of the two destinations that are there by default. What a
 channel needs is read with the destination's name in front: a further destination `slack-emea` of
-the channel `slack` reads `SLACK_EMEA_WEBHOOK_URL`. [channels.md](channels.md) has those of the channel
-`webhook` too.
+the channel `slack` reads `SLACK_EMEA_WEBHOOK_URL`. [channels.md](channels.md) has those of
+the channel `webhook` too.
 
 `python -m service show` and `python -m service audit` need `MONGODB_URL` only.
 

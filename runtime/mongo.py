@@ -41,8 +41,11 @@ AUTHENTICATION_FAILED = 18
 NAMESPACE_EXISTS = 48
 
 #: https://www.mongodb.com/docs/manual/reference/error-codes/ : a server that is stepping down,
-#: starting, or has lost a cursor; all of them pass.
-TRANSIENT_CODES = frozenset({6, 7, 43, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+#: starting, has lost a cursor, or has yet to find the keys that sign its times (211, for a moment
+#: after a restart); all of them pass.
+TRANSIENT_CODES = frozenset(
+    {6, 7, 43, 89, 91, 189, 211, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+)
 
 TRANSIENT_LABELS = (
     "RetryableWriteError",

@@ -11,6 +11,7 @@ import pytest
 from assistance.collection import ASSISTANCES, ASSISTANCES_INDEXES
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later
+from consumers.database import insist
 from consumers.hints import Hints
 from consumers.ledger import Claim, Ledger, Recorded, Refusal, Refused
 from consumers.reconciler import PASS_LIMIT, Reconciler
@@ -227,6 +228,18 @@ async def test_a_hint_that_came_before_its_time_is_sent_again_in_time(
     await Hints(database).spend(request_id, SLACK, deliveries.delivery(request_id)["hint_event"])
     delivery = deliveries.delivery(request_id)
     assert delivery["hint_until"] == delivery["due_at"]
+
+
+async def test_a_server_that_has_yet_to_find_its_keys_is_waited_for(
+    reconciler: Reconciler, deliveries: Deliveries
+) -> None:
+    """After a restart it may refuse for a moment what is signed with the time of before."""
+    accepted_long_ago(deliveries)
+    refusal = {"failCommands": ["find"], "appName": "test", "errorCode": 211}
+    deliveries.client.admin.command(
+        {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": refusal}
+    )
+    assert await insist(reconciler.run_once) == 1
 
 
 def test_the_reconciler_runs_until_it_is_asked_to_stop(

@@ -89,7 +89,6 @@ class Cast:
         self.folder = folder
         self.faults: list[str] = []
         self._read_characters: Counter[str] = Counter()
-        self.run_command("consumers", "topology")
         self.members = {name: self._begin(name) for name in (RELAY, RECONCILER, DEAD_LETTERS)}
         self.workers = {
             name: MortalWorker(name, folder / name, worker_faults.get(name, "none"), environment)

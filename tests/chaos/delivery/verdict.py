@@ -1,6 +1,6 @@
 """What must hold after every round. Pure: the books, the third parties and the deaths decide."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +67,10 @@ class Verdict:
 
 
 def decide(evidence: Evidence) -> Verdict:
-    calls: defaultdict[Way, list[Call]] = defaultdict(list)
-    for call in evidence.calls:
-        calls[call.way].append(call)
     deliveries = evidence.deliveries
+    calls: dict[Way, list[Call]] = {way: [] for way in deliveries}
+    for call in evidence.calls:
+        calls.setdefault(call.way, []).append(call)
     killed = Counter(
         (request_id, death.destination) for death in evidence.deaths for request_id in death.calling
     )
@@ -103,7 +103,7 @@ def decide(evidence: Evidence) -> Verdict:
             "acknowledged before its outcome was recorded: the message did not come again",
             [(event_id,) for event_id in not_come_again(evidence.deaths, evidence.arrivals)],
         )
-    return Verdict(faults, sum(len(made) - 1 for made in calls.values()))
+    return Verdict(faults, sum(len(made) - 1 for made in calls.values() if made))
 
 
 def explained_calls(

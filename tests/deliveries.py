@@ -54,8 +54,6 @@ class Deliveries:
             "reconciler_interval_seconds": 0.1,
             "shutdown_grace_seconds": 8,
             "log_level": "debug",
-            # the sandbox's Slack bears any rate
-            "destination_slack_rate_per_second": 0,
             "breaker_first_wait_seconds": 0.3,
             **settings,
         }
@@ -164,7 +162,11 @@ def deliveries(mongodb_url: str, database_name: str, rabbitmq_url: str) -> Itera
 
 
 def slack_settings(third_parties: ThirdParties) -> dict[str, str]:
-    return {"slack_webhook_url": third_parties.slack_url}
+    return {
+        "slack_webhook_url": third_parties.slack_url,
+        # the sandbox's Slack bears any rate
+        "destination_slack_rate_per_second": "0",
+    }
 
 
 def email_settings(third_parties: ThirdParties) -> dict[str, object]:

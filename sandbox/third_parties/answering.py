@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import ClientDisconnect
 
 from sandbox.third_parties.inbox import Call, Inbox, Kind
 from sandbox.third_parties.listener import reset
@@ -73,12 +74,18 @@ class Desk:
 
 
 async def read_body(request: Request) -> bytes:
-    """Read the whole body. Raises HTTPException 413 beyond 256 KiB: the inbox is in memory."""
+    """
+    Read the whole body. Raises HTTPException 413 beyond 256 KiB: the inbox is in memory; and 400
+    when the caller leaves in the middle of it.
+    """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    except ClientDisconnect:
+        raise HTTPException(HTTPStatus.BAD_REQUEST) from None
     return bytes(body)
 
 

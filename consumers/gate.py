@@ -34,7 +34,7 @@ from assistance.verdict import Later, Verdict
 from consumers.channels import Channel
 from consumers.database import GivenUp, insist
 from consumers.destinations import Destinations
-from consumers.receiving import PREFETCH_RATIO, Flow
+from consumers.receiving import PREFETCH_RATIO, Flow, where
 from consumers.settings import DestinationSettings
 from runtime.shutdown import Stop
 
@@ -102,6 +102,8 @@ class Gate:
                     await self.look()
             except PyMongoError as error:
                 logger.debug("destination.unseen", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001  # who looks no more would never call again
+                logger.error("destination.unseen", error=where(error))
             await self._stop.rest(LOOK_SECONDS)
 
     async def look(self) -> None:

@@ -78,12 +78,14 @@ def run_campaign(
     folder: Path,
     *,
     worker_faults: Mapping[str, str] = {},
+    settings: Mapping[str, object] = {},
     coming_again_seconds: float = COMING_AGAIN_SECONDS,
     say: Say = lambda _line: None,
 ) -> Result:
     """Play the rounds up to the first with a fault. Ends its processes; the servers are not its."""
     addresses = {**slack_settings(third_parties), **email_settings(third_parties)}
-    cast = Cast(deliveries.environment(**{**addresses, **SETTINGS}), folder, worker_faults)
+    environment = deliveries.environment(**{**addresses, **SETTINGS, **settings})
+    cast = Cast(environment, folder, worker_faults)
     blows = Blows(cast, mongo, rabbit, deliveries.client)
     campaign = Campaign(cast, blows, deliveries, third_parties, coming_again_seconds, say)
     try:

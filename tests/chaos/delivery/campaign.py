@@ -65,7 +65,7 @@ class Result:
     def __str__(self) -> str:
         return (
             f"{self.rounds} rounds, {self.requests} requests, {self.deaths} deaths of workers,"
-            f" {self.calls} calls, {self.repeats} of them repeats, each explained"
+            f" {self.calls} calls, {self.repeats} of them repeats"
         )
 
 

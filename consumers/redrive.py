@@ -33,7 +33,8 @@ from assistance.request import Request, delivery_to
 from consumers import redrives
 from consumers.database import insist, server_time
 from consumers.letters import noted
-from consumers.redrives import Places, Held, State
+from consumers.pace import Pace
+from consumers.redrives import Held, Places, State
 from consumers.update import change, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
@@ -104,7 +105,7 @@ class Redrive:
         Raises PyMongoError, or GivenUp at a stop while MongoDB is away: then it can be resumed.
         """
         await self._insist(self._take_stock)
-        pace = _Pace(self._manner.rate_per_second)
+        pace = Pace(self._manner.rate_per_second)
         progressed_at = monotonic()
         while await self._insist(partial(redrives.renew, self._database, self._held)):
             seen = await self._insist(self._observe)
@@ -299,21 +300,3 @@ class _Opened:
 
 def _among(items: Sequence[Item], name: str) -> dict[str, Any]:
     return {"$in": [item[name] for item in items]}
-
-
-class _Pace:
-    """So many a second, and never more than a second's worth at once."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._saved = 1.0
-        self._at = monotonic()
-
-    def take(self, most: int) -> int:
-        now = monotonic()
-        earned = (now - self._at) * self._per_second
-        self._saved = min(self._saved + earned, max(self._per_second, 1.0))
-        self._at = now
-        count = max(min(int(self._saved), most), 0)
-        self._saved -= count
-        return count

@@ -18,18 +18,17 @@ from assistance.request import status_of
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later, Never, Verdict
 from consumers import redrives
-from consumers.database import open_database
 from consumers.ledger import Claim, Ledger, Recorded
 from consumers.letters import Selection, discard
 from consumers.redrive import Manner, Redrive
-from consumers.redrives import Places, Held, NotFree
+from consumers.redrives import Held, NotFree, Places
 from outbox.collection import OUTBOX
 from runtime.mongo import Database
 from runtime.operations import OPERATION_ITEMS, OPERATIONS, Operator
-from runtime.settings import MongoSettings
 from runtime.shutdown import Stop
-from tests.deliveries import Deliveries, new_request
+from tests.deliveries import Deliveries
 from tests.helpers import wait_until_async
+from tests.operating import database_of, fail_many, json_of, run_command
 
 ANN = Operator("ann", "Slack is back")
 POLICY = RetryPolicy(delays_seconds=(), jitter_ratio=0.0)
@@ -37,59 +36,10 @@ QUICK = Manner(rate_per_second=1000.0, patience_seconds=20.0)
 ALL = Selection()
 
 
-@asynccontextmanager
-async def database_of(deliveries: Deliveries) -> AsyncIterator[Database]:
-    table = MongoSettings(
-        mongodb_url=deliveries.mongodb_url,  # type: ignore[arg-type]
-        mongodb_database=deliveries.database_name,
-    )
-    async with open_database(table, "test", Stop()) as database:
-        yield database
-
-
 @pytest.fixture
 async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
     async with database_of(deliveries) as database:
         yield database
-
-
-def fail_many(deliveries: Deliveries, count: int) -> list[str]:
-    """Requests that failed after one attempt, with their letters, as the ledger leaves them."""
-    began_at = datetime.now(UTC) - timedelta(hours=1)
-    requests, events, letters = [], [], []
-    for number in range(count):
-        acceptance = new_request(f"number {number}", now=began_at)
-        request: Any = acceptance.request
-        attempt = {"number": 1, "fence": 1, "worker": "w", "started_at": began_at}
-        attempt |= {"ended_at": began_at, "verdict": "never", "code": "404", "calls": 1}
-        closed = {"state": "failed", "attempts": [attempt], "attempts_counted": 1, "fence": 1}
-        request["deliveries"][0] |= closed
-        request |= {"status": "failed", "version": 3, "next_due_at": None}
-        fact = acceptance.outbox_documents[0] | {
-            "_id": f"failed {request['_id']}",
-            "type": "assistance_request_failed",
-            "seq": 3,
-        }
-        requests.append(request)
-        events += [event | {"state": "published"} for event in [*acceptance.outbox_documents, fact]]
-        letters.append(
-            {
-                "_id": f"delivery/{request['_id']}/slack",
-                "origin": "delivery",
-                "request_id": request["_id"],
-                "destination": "slack",
-                "reason": "permanent",
-                "code": "404",
-                "excerpt": "no_service",
-                "first_seen_at": began_at + timedelta(seconds=number),
-                "last_seen_at": began_at + timedelta(seconds=number),
-                "count": 1,
-            }
-        )
-    deliveries.database[ASSISTANCES].insert_many(requests)
-    deliveries.database[OUTBOX].insert_many(events)
-    deliveries.database[DEAD_LETTERS].insert_many(letters)
-    return [request["_id"] for request in requests]
 
 
 class HandOver:
@@ -325,6 +275,55 @@ async def test_what_is_skipped_is_said_with_its_reason(
         None: Skip.NO_DELIVERY,
         good: None,
     }
+
+
+def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
+    deliveries: Deliveries,
+) -> None:
+    first, second, _ = fail_many(deliveries, 3)
+    letters = deliveries.database[DEAD_LETTERS]
+    hostile = {"excerpt": "\x1b[2J\u202e<script>", "code": "500"}
+    letters.update_one({"request_id": second}, {"$set": hostile})
+    groups = json_of(deliveries, "dead-letters", "list")
+    assert [(one["group"], one["count"]) for one in groups] == [
+        ("slack/permanent/404", 2),
+        ("slack/permanent/500", 1),
+    ]
+    listed = run_command(deliveries, "dead-letters", "list", "--code", "500")
+    assert "\x1b" not in listed
+    assert "\u202e" not in listed
+    assert "\\x1b[2J\\u202e<script>" in listed
+    letter_id = f"delivery/{first}/slack"
+    assert "attempt        1" in run_command(deliveries, "dead-letters", "show", letter_id)
+    assert "number 0" not in run_command(deliveries, "dead-letters", "show", letter_id)
+
+    why = ("--why", "nobody wants it", "--who", "bob")
+    said = run_command(deliveries, "dead-letters", "discard", first, "--yes", *why)
+    assert said.startswith("discarded: 1\n")
+    [taken] = json_of(deliveries, "dead-letters", "show", letter_id)["letter"]["decisions"]
+    assert (taken["decision"], taken["who"], taken["why"]) == ("discarded", "bob", why[1])
+    run_command(deliveries, "dead-letters", "discard", "nonsense", "--yes", *why, code=1)
+    run_command(deliveries, "dead-letters", "discard", "--yes", *why, code=2)
+
+    redriving = ("dead-letters", "redrive", first, second, "--why", "a try", "--who", "ann")
+    said = run_command(deliveries, *redriving, "--preview")
+    assert said.splitlines() == [
+        "send 1: slack/permanent/500",
+        f"skip 1: discarded ({letter_id})",
+    ]
+    said = run_command(deliveries, *redriving, "--yes", "--patience-seconds", "0.2")
+    assert "done: sent 1, skipped 1" in said
+    [told] = json_of(deliveries, "dead-letters", "redrives", "list")
+    assert (told["who"], told["why"], told["state"]) == ("ann", "a try", "done")
+    shown = json_of(deliveries, "dead-letters", "redrives", "show", told["_id"])
+    assert {item["letter"]: item["state"] for item in shown["items"]} == {
+        letter_id: "skipped",
+        f"delivery/{second}/slack": "sent",
+    }
+    refused = ("dead-letters", "redrives", "pause", told["_id"], "--why", "x")
+    assert "is done" in run_command(deliveries, *refused, code=1)
+    assert deliveries.request(second)["status"] == "accepted"
+    assert deliveries.request(first)["status"] == "failed"
 
 
 OUTCOMES = st.lists(st.sampled_from([ItemState.SUCCEEDED, ItemState.FAILED_AGAIN]), max_size=60)

@@ -1,0 +1,72 @@
+"""What the operators' commands share: a database for as long as they work, and safe printing."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import orjson
+import typer
+from pymongo.errors import PyMongoError
+from rich.console import Console
+from rich.table import Table
+
+from consumers.database import GivenUp, open_database
+from runtime.logs import set_up_logs
+from runtime.mongo import Database, DatabaseError
+from runtime.operations import NothingToDo
+from runtime.settings import MongoSettings
+from runtime.shutdown import Stop
+
+Result = TypeVar("Result")
+
+AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
+def with_database(
+    settings: MongoSettings, work: Callable[[Database, Stop], Awaitable[Result]]
+) -> Result:
+    """Run a command's work; what goes wrong ends the process with one sentence."""
+    set_up_logs("command", level="WARNING", format=settings.log_format)
+
+    async def connected() -> Result:
+        stop = Stop()
+        stop.on_signals()
+        async with open_database(settings, "command", stop) as database:
+            return await work(database, stop)
+
+    try:
+        return asyncio.run(connected())
+    except NothingToDo as nothing:
+        sys.exit(str(nothing))
+    except GivenUp:
+        sys.exit("stopped while MongoDB was away")
+    except (DatabaseError, PyMongoError) as error:
+        sys.exit(f"MongoDB: {str(error).partition(', Timeout:')[0]}")
+
+
+def print_json(value: Any) -> None:
+    text = orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z)
+    typer.echo(text.decode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(printable(cell) for cell in row))
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+def printable(value: Any, *, limit: int = 200) -> str:
+    """One line for a terminal, cut, whatever a stranger wrote into the field."""
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+    text = str(value)
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text[:limit]
+    )
+    return shown if len(text) <= limit else f"{shown}…"

@@ -8,8 +8,6 @@ gives the delivery back to the reconciler.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
@@ -18,12 +16,14 @@ from prometheus_client import Counter
 
 from assistance.collection import DEAD_LETTERS
 from assistance.events import read_hint
+from assistance.redrive import FROM_BROKER, Decision
 from consumers.database import insist, open_database
 from consumers.hints import Hints
 from consumers.metrics import letters_stored
 from consumers.receiving import Receiver, Subscription
 from consumers.settings import DeadLetterSettings
 from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
+from consumers.update import NOW, given
 from outbox.errors import UndecodableBody
 from runtime.mongo import Database
 from runtime.monitoring import monitored
@@ -34,12 +34,6 @@ from runtime.shutdown import Stop
 BODY_LIMIT_BYTES = 16 * 1024
 
 CONCURRENCY = 8
-
-
-class Decision(StrEnum):
-    PARKED = "parked"
-    GIVEN_BACK = "given_back"
-    NOTHING_OWED = "nothing_owed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ def read_letter(message: Message) -> Letter:
     return Letter(
         id=f"message/{mark.hexdigest()}",
         fields={
-            "origin": "message",
+            "origin": FROM_BROKER,
             "queue": queue,
             "reason": _first_death(message, "reason"),
             "exchange": _first_death(message, "exchange"),
@@ -120,16 +114,16 @@ class DeadLetters:
         return Decision.NOTHING_OWED
 
     async def _store(self, letter: Letter, decision: Decision) -> None:
-        now = datetime.now(UTC)
-        await self._letters.update_one(
-            {"_id": letter.id},
-            {
-                "$set": {**letter.fields, "decision": decision.value, "last_seen_at": now},
-                "$setOnInsert": {"first_seen_at": now},
-                "$inc": {"count": 1},
-            },
-            upsert=True,
-        )
+        """The same letter comes again when its acknowledgement was lost; a person's word stays."""
+        discarded = {"$eq": ["$decision", Decision.DISCARDED.value]}
+        stored = {
+            **{name: given(value) for name, value in letter.fields.items()},
+            "decision": {"$cond": [discarded, "$decision", decision.value]},
+            "first_seen_at": {"$ifNull": ["$first_seen_at", NOW]},
+            "last_seen_at": NOW,
+            "count": {"$add": [{"$ifNull": ["$count", 0]}, 1]},
+        }
+        await self._letters.update_one({"_id": letter.id}, [{"$set": stored}], upsert=True)
 
 
 def _first_death(message: Message, what: str) -> str:

@@ -34,6 +34,9 @@ from runtime.operations import OPERATION_ITEMS, Who, Why, operator
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
 
+#: `dead-letters` with what is added to it here.
+__all__ = ["dead_letters"]
+
 several = typer.Typer(no_args_is_help=True, help="The redrives: how they stand, and steering them.")
 dead_letters.add_typer(several, name="redrives")
 

@@ -18,6 +18,7 @@ from consumers.database import TRY_SECONDS, insist, open_database, server_time
 from consumers.destinations import Destinations
 from consumers.hints import Hints, Owed, Step
 from consumers.metrics import deliveries_seen_to, watch_destinations
+from consumers.overdue import show_overdue
 from consumers.settings import ReconcilerSettings
 from runtime.mongo import Database, is_transient
 from runtime.monitoring import monitored
@@ -115,6 +116,7 @@ async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
     ):
         seen_to = deliveries_seen_to(monitor.registry)
         watch_destinations(monitor, Destinations(database))
+        show_overdue(monitor, database, settings.target_seconds)
         reconciler = Reconciler(database, stop)
         while not stop.requested:
             seen_to.inc(await insist(reconciler.run_once, stop, try_seconds=None))

@@ -1,11 +1,17 @@
 """Who waits past the target time is found, by a command and by a metric, through an index."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+
+import httpx
 
 from assistance.collection import ASSISTANCES, NEWEST_OF_STATUS
 from consumers.overdue import overdue
 from outbox.collection import OUTBOX
+from sandbox.ports import free_ports
+from tests.conftest import RunProcess
 from tests.deliveries import Deliveries
+from tests.helpers import wait_until
 from tests.operating import database_of, fail_many, json_of, run_command
 
 TARGET_SECONDS = 900.0
@@ -48,3 +54,21 @@ def test_the_command_tells_what_waits_for_what_and_ends_with_one(deliveries: Del
     assert "secret" not in said
     told = json_of(deliveries, "overdue", code=1)
     assert (told["oldest"][0]["destination"], told["oldest"][0]["waits"]) == ("slack", "hint held")
+
+
+def test_the_reconciler_shows_what_is_overdue(
+    deliveries: Deliveries, run_process: RunProcess
+) -> None:
+    accepted_ago(deliveries, "slack", minutes=30)
+    (port,) = free_ports(1)
+    environment = deliveries.environment(monitoring_port=port)
+    run_process("consumers", "run", "reconciler", environment=environment)
+    shown = 'deliveries_overdue{destination="slack"} 1.0'
+
+    def scraped() -> bool:
+        with suppress(httpx.HTTPError):
+            page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+            return shown in page.text
+        return False
+
+    wait_until(scraped, shown, deadline_seconds=30)

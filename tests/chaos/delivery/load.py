@@ -14,7 +14,7 @@ from outbox.collection import OUTBOX
 from tests.deliveries import Deliveries, new_request
 
 WRITERS_COUNT = 2
-REST_SECONDS = 0.3
+REST_SECONDS = 0.5
 TROUBLE_REST_SECONDS = 0.2
 
 #: Of each writer in turn: one channel, the other, both.

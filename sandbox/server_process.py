@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from sandbox.errors import ServerFailedError
 
 LAST_LINES = 15
@@ -88,7 +90,12 @@ class ServerProcess:
         self._reap()
 
     def pause(self) -> None:
+        """Freeze it; returns once it is frozen, which a busy process is a moment later only."""
         self.signal(signal.SIGSTOP)
+        if self.running and self.process is not None:
+            frozen = psutil.Process(self.process.pid)
+            while frozen.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.001)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)

@@ -55,6 +55,11 @@ def token_that_the_filter_excludes(world: OutboxWorld) -> Any:
     return token
 
 
+def has_position(world: OutboxWorld) -> bool:
+    checkpoint = world.database["checkpoints"].find_one() or {}
+    return bool(checkpoint.get("position")) and not checkpoint.get("handover")
+
+
 def test_a_position_that_the_server_does_not_accept(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
@@ -68,6 +73,7 @@ def test_a_position_that_the_server_does_not_accept(
     for reason, token in tokens.items():
         world.append(2)
         world.wait_all_published()
+        wait_until(lambda: has_position(world), "the relay has a position")
         relay.kill()
         world.append(3)
         world.database["checkpoints"].update_one({}, {"$set": {"position.token": token}})

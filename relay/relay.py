@@ -9,7 +9,7 @@ The relay's life, from the lock to the last saved position.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -334,47 +334,68 @@ class Term:
         return entry
 
     async def _settle(self) -> None:
-        """Write down what has become of events, then save the position behind them."""
-        while True:
-            await self._decided.wait()
-            self._decided.clear()
-            entries = self._window.take_settled()
-            if not entries and self._over.requested:
-                return
-            if entries:
-                with self._report.waiting_for("the saving of marks and position"):
-                    await self._persist(entries)
-                self._report.settled(entries)
-                self._window.saved(entries)
-                self._held.note_written(entries)
-                self._publisher.note_settled(entries)
-                self._room.set()
-            if self._over.requested:
-                self._decided.set()
+        """
+        Write down what has become of events, then save the position behind them.
 
-    async def _persist(self, entries: Sequence[Entry]) -> None:
-        """Marks first, then the position: it never passes an event that is not marked."""
+        While the position of one batch is being saved, the next one is marked already.
+        """
+        saving = asyncio.create_task(asyncio.sleep(0))
+        try:
+            while True:
+                await self._decided.wait()
+                self._decided.clear()
+                if saving.done():
+                    saving.result()
+                entries = self._window.take_settled()
+                if not entries and self._over.requested:
+                    await saving
+                    return
+                if entries:
+                    await self._mark(entries)
+                    await saving
+                    saving = asyncio.create_task(self._save_behind(entries))
+                    saving.add_done_callback(lambda _: self._decided.set())
+                if self._over.requested:
+                    self._decided.set()
+        finally:
+            await asyncio.gather(saving, return_exceptions=True)
+
+    async def _mark(self, entries: Sequence[Entry]) -> None:
         self._held.note_settled(entries)
-        in_order = [entry for entry in entries if entry.in_order]
-        settled = self._checkpoint.settled + len(in_order)
-        delays = growing_delays()
-        while True:
-            try:
-                await self._marks.write(entries, self._publisher.pause_seconds)
-                if in_order:
-                    await self._checkpoint.save(settled=settled, position=_last_position(in_order))
-            except PyMongoError as error:
-                if self._over.requested or not is_transient(error):
-                    raise
-                logger.warning("position.not_saved", reason=str(error))
-            else:
-                break
-            await self._over.rest(next(delays))
+        with self._report.waiting_for("the marking of events"):
+            await self._insist(lambda: self._marks.write(entries, self._publisher.pause_seconds))
+
+    async def _save_behind(self, entries: Sequence[Entry]) -> None:
+        """The position never passes an event that is not marked."""
+        if in_order := [entry for entry in entries if entry.in_order]:
+            settled = self._checkpoint.settled + len(in_order)
+            position = _last_position(in_order)
+            with self._report.waiting_for("the saving of the position"):
+                await self._insist(
+                    lambda: self._checkpoint.save(settled=settled, position=position)
+                )
+        self._report.settled(entries)
+        self._window.saved(entries)
+        self._held.note_written(entries)
+        self._publisher.note_settled(entries)
+        self._room.set()
         for entry in entries:
             if entry.fate is Fate.HELD and entry.in_order:
                 logger.info(
                     "event.held", event_id=str(entry.id), key=entry.key, reason=entry.reason
                 )
+
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write, and again while MongoDB is away: both writes may be repeated."""
+        delays = growing_delays()
+        while True:
+            try:
+                return await write()
+            except PyMongoError as error:
+                if self._over.requested or not is_transient(error):
+                    raise
+                logger.warning("position.not_saved", reason=str(error))
+            await self._over.rest(next(delays))
 
     async def _let_held_go(self) -> None:
         """Let held events go, and give up a broker that owes a confirm for too long."""

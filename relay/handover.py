@@ -20,7 +20,10 @@ SNAPSHOT_UNAVAILABLE = 246
 
 
 class SnapshotExpired(Exception):
-    """The server keeps a snapshot for minutes only; begin anew, what is marked stays marked."""
+    """
+    The server keeps a snapshot for minutes only, and has none of a collection that is not there;
+    begin anew, what is marked stays marked.
+    """
 
 
 async def read_pending(
@@ -41,7 +44,8 @@ async def read_pending(
     try:
         cursor, batch = await BatchCursor.open(database, command, batch_size=BATCH_SIZE)
         snapshot_time = batch.snapshot_time
-        assert snapshot_time is not None
+        if snapshot_time is None:
+            raise SnapshotExpired("the outbox was dropped or renamed meanwhile")
         yield batch.documents, snapshot_time
         while not batch.exhausted:
             batch = await cursor.next_batch()

@@ -293,6 +293,8 @@ class Term:
         assert reason is not None
         await self._checkpoint.begin_handover(reason)
         logger.warning("handover.began", reason=reason)
+        # it may have been dropped in mid-term
+        await ensure_collection(self._database, self._collection, indexes=INDEXES)
         published = 0
         try:
             async with aclosing(read_pending(self._database, self._collection)) as pending:

@@ -216,7 +216,8 @@ async def test_a_command_that_died_is_followed_by_another_and_nothing_is_sent_tw
     request_ids = fail_many(deliveries, 40)
     held = await begun(database)
     async with handed_over(database, {}) as hand_over:
-        dying = asyncio.create_task(redrive(database, held).run())
+        slowly = Manner(rate_per_second=10.0, patience_seconds=20.0)
+        dying = asyncio.create_task(redrive(database, held, slowly).run())
         await wait_until_async(lambda: len(hand_over.calls) > 3, "some are sent")
         dying.cancel()
         await asyncio.gather(dying, return_exceptions=True)

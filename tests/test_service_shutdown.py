@@ -91,4 +91,6 @@ def refuses_callers(service: RunningService) -> bool:
         httpx.get(f"{service.url}/livez", trust_env=False)
     except httpx.ConnectError:
         return True
+    except httpx.TransportError:
+        return False  # taken in at the last moment, and put out again
     return False

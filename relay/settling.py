@@ -104,6 +104,11 @@ class Window:
         )
 
     @property
+    def is_nearly_empty(self) -> bool:
+        """Whether nobody waits for room soon."""
+        return len(self._open) + self._unsaved < self.messages_limit // 4
+
+    @property
     def may_send(self) -> bool:
         """Whether what is let go from MongoDB may go out beside what is in order."""
         return len(self._in_flight) < self.messages_limit

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def settings_of(tables: Tables) -> dict[str, Setting]:
     return {setting.name: setting for setting in settings}
 
 
+@cache
 def all_settings() -> dict[str, dict[Setting, list[str]]]:
     """Each setting by its name: as its tables have it, which may differ, and who reads it so."""
     found: dict[str, dict[Setting, list[str]]] = {}

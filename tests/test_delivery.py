@@ -268,40 +268,35 @@ def test_a_lost_answer_is_asked_for_again_as_a_possible_repeat(
     assert second["verdict"] == "done"
 
 
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("refuse", {}),
-        ("hang", {}),
-        ("reset", {}),
-        ("accept_then_fail", {}),
-        ("status", {"code": 500}),
-        ("ok_false", {"error": "internal_error"}),
-    ],
-)
 def test_nothing_that_slack_does_ends_the_worker(
-    stage: Stage,
-    deliveries: Deliveries,
-    third_parties: ThirdParties,
-    mode: str,
-    options: dict[str, Any],
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:
-    third_parties.misbehave("slack", mode, **options)
     worker = stage.start(
         "slack", retry_delays_seconds="[600]", call_timeout_seconds=0.5, breaker_failures=0
     )
-    requests = [deliveries.accept() for _ in range(10)]
-    deliveries.publish_pending()
-    wait_until(
-        lambda: all(
-            deliveries.delivery(request_id)["due_at"] > deliveries.request(request_id)["created_at"]
-            for request_id in requests
-        ),
-        "every first attempt has ended",
-    )
-    third_parties.behave()
-    another = deliveries.accept()
-    stage.wait_status(another, "succeeded")
+    misbehaviours: dict[str, dict[str, Any]] = {
+        "refuse": {},
+        "hang": {},
+        "reset": {},
+        "accept_then_fail": {},
+        "status": {"code": 500},
+        "ok_false": {"error": "internal_error"},
+    }
+    for mode, options in misbehaviours.items():
+        third_parties.misbehave("slack", mode, **options)
+        requests = [deliveries.accept() for _ in range(10)]
+        deliveries.publish_pending()
+        wait_until(
+            lambda requests=requests: all(  # type: ignore[misc]
+                len(deliveries.attempts(request_id)) == 1
+                and deliveries.delivery(request_id)["state"] == "waiting"
+                for request_id in requests
+            ),
+            f"every first attempt has ended while Slack's conduct is {mode!r}",
+        )
+        third_parties.behave()
+        another = deliveries.accept()
+        stage.wait_status(another, "succeeded")
     assert deliveries.count("failed") == 0
     stop(worker)
 

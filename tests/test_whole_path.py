@@ -18,7 +18,7 @@ from runtime.mongo import open_client
 from sandbox.rabbitmq import RabbitServer
 from service.audit import balance
 from tests.conftest import RunProcess
-from tests.deliveries import slack_settings
+from tests.deliveries import new_request, slack_settings
 from tests.helpers import OurProcess, wait_until
 from tests.running_service import RunningService, service_environment
 from tests.third_parties import ThirdParties
@@ -70,6 +70,17 @@ class Cast:
         ]
         with ThreadPoolExecutor(POSTERS) as posters:
             return list(posters.map(self.service.accept, bodies))
+
+    def append(self, count: int) -> list[str]:
+        """Write so many requests, of both topics in turn, as the service writes them."""
+        routes = (("sales", ["slack"]), ("pricing", ["email"]))
+        accepted = [
+            new_request(f"Request {number}", *routes[number % 2]) for number in range(count)
+        ]
+        events = [event for one in accepted for event in one.outbox_documents]
+        self.database["outbox"].insert_many(events)
+        self.database["assistances"].insert_many([dict(one.request) for one in accepted])
+        return [one.request["_id"] for one in accepted]
 
     def count(self, status: str) -> int:
         return self.database["assistances"].count_documents({"status": status})
@@ -151,7 +162,7 @@ def test_1500_requests_wait_for_absent_consumers_and_all_are_delivered(
 ) -> None:
     """However long nobody consumes: nothing fails, nothing is dead-lettered, nothing is stormed."""
     cast.start("relay", "reconciler")
-    accepted = cast.post(1500)
+    accepted = cast.post(300) + cast.append(1200)
     slack, email = deliveries_queue("slack"), deliveries_queue("email")
 
     def depths() -> tuple[int, int]:

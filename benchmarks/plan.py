@@ -40,24 +40,24 @@ WHOLE_WAY_PER_SECOND = 10.0
 #: Under ten minutes on two cores.
 USUAL = Plan(
     rounds=5,
-    latency_seconds=4,
-    offered_loads=(25, 100, 400),
+    latency_seconds=3,
+    offered_loads=(25, 400),
     offered_seconds=3,
     drain_count=20_000,
-    naive_count=1_000,
+    naive_count=500,
     large_count=200_000,
     large_rounds=1,
-    ceiling_rounds=3,
+    ceiling_rounds=1,
     flood_count=60_000,
-    memory_count=100_000,
+    memory_count=60_000,
     growth_few=1_000,
-    growth_many=300_000,
+    growth_many=100_000,
     growth_count=10_000,
-    growth_rounds=3,
-    posts=2_000,
+    growth_rounds=2,
+    posts=1_000,
     paced_posts=100,
     sustained_seconds=60,
-    bare_seconds=15,
+    bare_seconds=10,
 )
 
 #: `LONG=1`: the million, and five rounds of everything.

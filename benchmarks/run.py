@@ -80,7 +80,7 @@ def _drains(servers: Servers, folder: Path, plan: Plan) -> Mapping[str, Callable
         STREAM: lambda: drain_stream(servers, folder, OURS, count, marks=True),
         BRIDGE_STREAM: lambda: drain_stream(servers, folder, bridge, count),
         STREAM_FIVE_A_KEY: lambda: drain_stream(
-            servers, folder, OURS, count, events_per_key=5, marks=True
+            servers, folder, OURS, count // 2, events_per_key=5, marks=True
         ),
         FIRST_START: lambda: drain_first_start(servers, folder, OURS, count, marks=True),
         BRIDGE_FIRST_START: lambda: drain_first_start(

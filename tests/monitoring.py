@@ -36,9 +36,14 @@ class Monitoring:
     def wait_ready(self) -> None:
         wait_until(lambda: self.why_not_ready() is None, "it is ready", deadline_seconds=30)
 
-    def wait_unready(self) -> str:
-        """The reason."""
-        return str(wait_until(self.why_not_ready, "it is not ready", deadline_seconds=30))
+    def wait_unready(self, reason: str = "") -> str:
+        """Wait until it is not ready, for a reason that begins so; returns all of it."""
+
+        def told() -> str | None:
+            why = self.why_not_ready()
+            return why if why and why.startswith(reason) else None
+
+        return str(wait_until(told, f"it is not ready: {reason}", deadline_seconds=30))
 
     def samples_with(self, *names: str, **exactly: float) -> dict[str, float]:
         """Wait until these samples are there, and those have these values; returns all of them."""

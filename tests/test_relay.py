@@ -433,7 +433,7 @@ def test_a_restarted_mongodb_is_waited_for(
     world.wait_all_published()
     own_mongo_server.kill()
     pages = Monitoring(port)
-    assert pages.wait_unready().startswith("MongoDB does not answer")
+    pages.wait_unready("MongoDB does not answer")
     own_mongo_server.start()
     (event_id,) = world.append()
     world.wait_state(event_id, "published", deadline_seconds=30)
@@ -564,7 +564,7 @@ def test_a_broker_without_memory_is_waited_for_and_holds_up_no_stop(
     successor = run_process("relay", "run", environment=world.environment | settings)
     successor.wait_log("broker.blocked")
     pages = Monitoring(port)
-    assert "takes nothing: it is short of memory" in pages.wait_unready()
+    pages.wait_unready("RabbitMQ takes nothing: it is short of memory")
     pending += world.append(10)
     assert psutil.Process(successor.pid).cpu_percent(interval=1) < 50, "it spins"
     assert world.states() == {None: len(pending)}

@@ -10,7 +10,7 @@ import orjson
 import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from consumers.database import GivenUp, open_database
 from runtime.logs import set_up_logs
@@ -52,7 +52,8 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = Table(*columns)
+    # an id that is cut cannot be given to the next command
+    table = Table(*(Column(name, overflow="fold") for name in columns))
     for row in rows:
         table.add_row(*(printable(cell) for cell in row))
     Console(soft_wrap=True, highlight=False, markup=False).print(table)

@@ -59,12 +59,15 @@ def cut_excerpt(text: str) -> str:
     Lone surrogates, which stand for what was no UTF-8, are no text that a database takes. Control
     characters, which steer terminals and turn the direction of writing, become `\\x1b`.
     """
-    line = " ".join(text.encode(errors="replace").decode().split())
-    line = "".join(map(_visible, line))
+    line = escape_unprintable(" ".join(text.encode(errors="replace").decode().split()))
     if len(line) <= EXCERPT_LIMIT_CHARACTERS:
         return line
     return line[: EXCERPT_LIMIT_CHARACTERS - 1] + "…"
 
 
-def _visible(letter: str) -> str:
-    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+def escape_unprintable(text: str) -> str:
+    """What strangers wrote, unable to move the cursor, change colours or reverse the line."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

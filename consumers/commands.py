@@ -12,6 +12,7 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.table import Column, Table
 
+from assistance.verdict import escape_unprintable
 from consumers.database import GivenUp, open_database
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, DatabaseError
@@ -66,8 +67,5 @@ def printable(value: Any, *, limit: int = 200) -> str:
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
     text = str(value)
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text[:limit]
-    )
+    shown = escape_unprintable(text[:limit])
     return shown if len(text) <= limit else f"{shown}…"

@@ -10,13 +10,14 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 
 from assistance.books import OVERDUE_AFTER_SECONDS
+from assistance.verdict import escape_unprintable
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer, open_client
 from runtime.settings import MongoSettings, load_settings
 from service.audit import balance, books_as_json, books_as_lines
 from service.process import serve
 from service.settings import ServiceSettings
-from service.show import as_json, as_lines, printable
+from service.show import as_json, as_lines
 from service.way import look_up
 
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ def show(
     """Show what happened to one request, and what comes next."""
     way = _ask_mongodb(lambda database: look_up(database, request_id))
     if way is None:
-        _end_with(f"no request has the id {printable(request_id)}")
+        _end_with(f"no request has the id {escape_unprintable(request_id)}")
     if json:
         typer.echo(as_json(way))
     else:

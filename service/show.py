@@ -3,6 +3,7 @@
 import orjson
 from rich.text import Text
 
+from assistance.verdict import escape_unprintable
 from service.way import Way
 
 STYLES = {
@@ -35,8 +36,10 @@ def as_lines(way: Way) -> Text:
     request = way.request
     widest = max(len(entry.subject) for entry in way.entries)
     lines = [
-        Text(f"{printable(request['_id'])}  {printable(request['topic'])}  {request['status']}"),
-        Text(printable(request["description"]), style="italic"),
+        Text(
+            f"{escape_unprintable(request['_id'])}  {escape_unprintable(request['topic'])}  {request['status']}"
+        ),
+        Text(escape_unprintable(request["description"]), style="italic"),
     ]
     for entry in way.entries:
         time = entry.at.isoformat(" ", "milliseconds")[: len(NO_TIME)] if entry.at else NO_TIME
@@ -44,16 +47,8 @@ def as_lines(way: Way) -> Text:
             Text.assemble(
                 (time, "dim"),
                 ("  " + entry.what.ljust(10), STYLES.get(entry.what, "")),
-                printable(entry.subject).ljust(widest + 2),
-                printable(entry.detail),
+                escape_unprintable(entry.subject).ljust(widest + 2),
+                escape_unprintable(entry.detail),
             )
         )
     return Text("\n").join(lines)
-
-
-def printable(text: str) -> str:
-    """What strangers wrote, unable to move the cursor, change colours or reverse the line."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )

@@ -9,7 +9,7 @@ import pytest
 from assistance.delivery import Delivery
 from assistance.request import Request, accept
 from assistance.routing import Destination
-from service.show import printable
+from assistance.verdict import escape_unprintable
 from service.timeline import Entry, timeline
 
 BORN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
@@ -137,4 +137,4 @@ def test_an_event_of_ours_that_a_foreign_hand_wrote_is_shown_as_such(
 
 
 def test_text_is_printed_without_its_tricks() -> None:
-    assert printable("é 🙂 \x1b[31m\u202e\n") == "é 🙂 \\x1b[31m\\u202e\\n"
+    assert escape_unprintable("é 🙂 \x1b[31m\u202e\n") == "é 🙂 \\x1b[31m\\u202e\\n"

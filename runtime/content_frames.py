@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from struct import Struct
 
+from outbox.event import SHORT_STRING_LIMIT_BYTES
+
 _FRAME_HEAD = Struct(">BHI")
 _FRAME_END = b"\xce"
 _METHOD, _HEADER, _BODY = 1, 2, 3
@@ -31,8 +33,6 @@ _ALWAYS = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TYPE
 
 #: A frame's type, channel and length before its payload, and the octet behind it.
 FRAME_OVERHEAD_BYTES = 8
-
-SHORT_STRING_LIMIT_BYTES = 255
 
 #: Exchanges, routing keys, types and content types are few; ids are not kept.
 _KEPT = 4096

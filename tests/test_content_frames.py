@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from runtime.content_frames import FRAME_OVERHEAD_BYTES, SHORT_STRING_LIMIT_BYTES, encode_message
+from outbox.event import SHORT_STRING_LIMIT_BYTES
+from runtime.content_frames import FRAME_OVERHEAD_BYTES, encode_message
 
 FRAME_LIMIT_BYTES = 4096
 

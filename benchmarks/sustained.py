@@ -92,14 +92,19 @@ async def _post_until(
             answer = await api.post("/api/assistances", json=request)
             sent[answer.raise_for_status().json()["id"]] = began
 
-    async with httpx.AsyncClient(
+    async with open_api(stack) as api:
+        await asyncio.gather(*(post_on(api) for _ in range(CLIENTS)))
+    return sent
+
+
+def open_api(stack: Stack) -> httpx.AsyncClient:
+    """A client of the API, as the bot is one."""
+    return httpx.AsyncClient(
         base_url=stack.api.base_url,
         headers={"X-API-KEY": stack.api_key},
         timeout=30,
         trust_env=False,
-    ) as api:
-        await asyncio.gather(*(post_on(api) for _ in range(CLIENTS)))
-    return sent
+    )
 
 
 def _measure_bare_calls(stack: Stack, folder: Path, seconds: float) -> float:

@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from benchmarks.field import wait_until
 from benchmarks.plan import Plan
 from benchmarks.statistics import percentile
-from benchmarks.sustained import Sustained, measure_sustained
+from benchmarks.sustained import Sustained, measure_sustained, open_api
 from sandbox.stack import DATABASE, Stack, open_stack
 
 CLIENTS = 8
@@ -97,12 +97,7 @@ async def _post(stack: Stack, count: int, *, rate: float | None) -> dict[str, tu
             ended = time.monotonic()
             times[answer.raise_for_status().json()["id"]] = (began, ended)
 
-    async with httpx.AsyncClient(
-        base_url=stack.api.base_url,
-        headers={"X-API-KEY": stack.api_key},
-        timeout=30,
-        trust_env=False,
-    ) as api:
+    async with open_api(stack) as api:
         await asyncio.gather(*(post_on(api) for _ in range(CLIENTS)))
     return times
 

@@ -36,9 +36,7 @@ def as_lines(way: Way) -> Text:
     request = way.request
     widest = max(len(entry.subject) for entry in way.entries)
     lines = [
-        Text(
-            f"{escape_unprintable(request['_id'])}  {escape_unprintable(request['topic'])}  {request['status']}"
-        ),
+        Text(escape_unprintable(f"{request['_id']}  {request['topic']}  {request['status']}")),
         Text(escape_unprintable(request["description"]), style="italic"),
     ]
     for entry in way.entries:

@@ -164,6 +164,17 @@ class OutboxWorld:
         assert found is not None
         return found
 
+    def wait_relays_gone(self) -> None:
+        """A killed relay's last write is still carried out; MongoDB lets its connection go then."""
+        connections = [
+            {"$currentOp": {"allUsers": True, "idleConnections": True}},
+            {"$match": {"appName": "relay"}},
+        ]
+        wait_until(
+            lambda: not list(self.client.admin.aggregate(connections)),
+            "MongoDB has let go of the killed relay's connections",
+        )
+
     def checkpoint(self) -> dict[str, Any]:
         return self.database["checkpoints"].find_one() or {}
 

@@ -102,6 +102,7 @@ def test_a_handover_that_was_killed_is_begun_anew_by_a_successor(
     relay = start_relay()
     wait_until(lambda: settled(world) > 500, "the hand-over is under way")
     relay.kill()
+    world.wait_relays_gone()
     assert world.checkpoint()["handover"]["reason"] == "first_start"
     pending = world.outbox.count_documents({"state": None})
     later = world.append(1)

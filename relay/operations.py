@@ -19,7 +19,7 @@ from uuid import UUID
 from bson import Binary, ObjectId
 from bson.errors import InvalidId
 
-from relay.checkpoint import CHECKPOINTS
+from relay.checkpoint import CHECKPOINTS, Deposed
 from relay.held import WAITING_STATES
 from runtime.mongo import ANY_WRITER, Database, Session, in_transaction
 from runtime.operations import OPERATIONS, NothingToDo, Operator, operation, record_done
@@ -142,11 +142,30 @@ async def open_wishes(database: Database, group: str) -> list[dict[str, Any]]:
     return wishes
 
 
-async def note_carried_out(database: Database, wish_id: str, result: str) -> None:
-    await database[OPERATIONS].update_one(
-        {"_id": wish_id, "carried_out_at": None},
-        {"$set": {"carried_out_at": datetime.now(UTC), "result": result}},
-    )
+async def note_carried_out(
+    database: Database, group: str, wish_id: str, result: str, *, epoch: int
+) -> None:
+    """
+    Say what came of a wish, once.
+
+    Raises Deposed, as it is for a newer leader to say then, and CommitUnknown.
+    """
+
+    async def write(session: Session) -> None:
+        await database[OPERATIONS].update_one(
+            {"_id": wish_id, "carried_out_at": None},
+            {"$set": {"carried_out_at": datetime.now(UTC), "result": result}},
+            session=session,
+        )
+        # written and not only read, or a newer epoch could be taken beside this transaction; last,
+        # as whoever takes one waits for its end
+        fenced = await database[CHECKPOINTS].update_one(
+            {"_id": group, "epoch": epoch}, {"$set": {"last_wish": wish_id}}, session=session
+        )
+        if not fenced.matched_count:
+            raise Deposed(f"a newer epoch than {epoch} leads group {group!r}")
+
+    await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
 
 
 async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from relay.marks import Marks
 from relay.publisher import Publisher
 from relay.report import Report
 from relay.settling import Entry, Window
-from runtime.mongo import Database
+from runtime.mongo import CommitUnknown, Database
 
 WISH_POLL_SECONDS = 1.0
 
@@ -34,8 +34,10 @@ class Release:
         marks: Marks,
         report: Report,
     ) -> None:
+        assert report.leadership is not None
         self._database = database
         self._group = group
+        self._epoch = report.leadership.checkpoint.epoch
         self._held = held
         self._window = window
         self._publisher = publisher
@@ -88,7 +90,12 @@ class Release:
             result = await self._carry_out(wish)
             if result is None:
                 continue  # on its way at this moment; the next look tells
-            await operations.note_carried_out(self._database, wish["_id"], result)
+            try:
+                await operations.note_carried_out(
+                    self._database, self._group, wish["_id"], result, epoch=self._epoch
+                )
+            except CommitUnknown:
+                continue  # noted or still open; the next look tells
             logger.warning(
                 "wish.carried_out",
                 wish=wish["what"],

@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from relay.checkpoint import Checkpoint, Deposed
+from relay.operations import Wish, ask, note_carried_out, results_of
+from runtime.mongo import open_client
+from runtime.operations import Operator
 from tests.conftest import RunProcess
 from tests.helpers import OurProcess, wait_until
 from tests.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
@@ -84,6 +88,31 @@ def test_a_wish_waits_for_a_leader(world: OutboxWorld, start_relay: StartRelay) 
     )
     start_relay()
     world.wait_state("poison", "discarded")
+
+
+async def test_a_deposed_leader_does_not_say_what_came_of_a_wish(world: OutboxWorld) -> None:
+    world.outbox.insert_one({**POISON, "state": "parked"})
+    client = open_client(world.mongodb_url, process="test")
+    try:
+        database = client[world.database_name]
+
+        async def take_epoch(owner: str) -> int:
+            taken = await Checkpoint.take(database, group="relay", owner=owner, pipeline="p")
+            return taken.epoch
+
+        deposed, leading = await take_epoch("deposed"), await take_epoch("leading")
+        ann = Operator("ann", "a typo")
+        (wish_id,) = await ask(database, "outbox", "relay", Wish.DISCARD, ["poison"], ann)
+
+        with pytest.raises(Deposed):
+            await note_carried_out(database, "relay", wish_id, "too late", epoch=deposed)
+        assert await results_of(database, [wish_id]) == {"poison": None}
+
+        await note_carried_out(database, "relay", wish_id, "discarded", epoch=leading)
+        await note_carried_out(database, "relay", wish_id, "said again", epoch=leading)
+        assert await results_of(database, [wish_id]) == {"poison": "discarded"}
+    finally:
+        client.close()
 
 
 def test_a_wrong_wish_names_the_event_and_changes_nothing(

@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
+import io
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +18,25 @@ from typing import TypeVar
 import psutil
 
 Seen = TypeVar("Seen")
+
+#: Loaded once by a server that each of our processes is forked from: otherwise more than half a
+#: second of a processor would go into the imports of every start.
+PRELOADED = [
+    "consumers.channels.email",
+    "consumers.channels.slack",
+    "consumers.channels.webhook",
+    "consumers.dead_letters",
+    "consumers.letters_commands",
+    "consumers.reconciler",
+    "consumers.redrive_commands",
+    "consumers.worker",
+    "relay.relay",
+    "service.app",
+    "service.audit",
+    "tests.helpers",
+    "typer",
+    "uvicorn",
+]
 
 FIRST_REST_SECONDS = 0.01
 LONGEST_REST_SECONDS = 0.2
@@ -56,6 +78,10 @@ def _unseen(what: str, deadline_seconds: float, seen: object) -> str:
     return f"waited {deadline_seconds:g} s in vain until {what}; last seen: {seen!r}"
 
 
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(PRELOADED)
+
+
 @dataclass
 class OurProcess:
     """`python -m <arguments>` with an environment of its own; its output goes to `log`."""
@@ -63,20 +89,13 @@ class OurProcess:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
-    process: subprocess.Popen[bytes] = field(init=False)
+    process: multiprocessing.process.BaseProcess = field(init=False)
 
     def __post_init__(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.arguments],
-                env=bare_environment() | dict(self.environment),
-                # a checkout may hold a `.env`, which is somebody's and not the test's
-                cwd=self.log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = bare_environment() | dict(self.environment)
+        self.log.touch()
+        self.process = forks.Process(target=become, args=(self.arguments, environment, self.log))
+        self.process.start()
 
     @property
     def name(self) -> str:
@@ -84,29 +103,35 @@ class OurProcess:
 
     @property
     def pid(self) -> int:
+        assert self.process.pid is not None
         return self.process.pid
 
     @property
+    def exit_code(self) -> int | None:
+        """None while it runs, negative for a signal."""
+        return self.process.exitcode
+
+    @property
     def running(self) -> bool:
-        return self.process.poll() is None
+        return self.exit_code is None
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        if self.running:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
     def wait_exit(self, deadline_seconds: float = 30) -> int:
-        """Return the exit code, negative for a signal."""
-        try:
-            return self.process.wait(deadline_seconds)
-        except subprocess.TimeoutExpired:
+        self.process.join(deadline_seconds)
+        if self.exit_code is None:
             raise AssertionError(
                 f"waited {deadline_seconds:g} s in vain until {self.name} exits; its last lines:\n"
                 f"{self.last_lines()}"
-            ) from None
+            )
+        return self.exit_code
 
     def wait_log(self, text: str, *, after: int = 0, deadline_seconds: float = 30) -> int:
         """Wait until `text` is in the output from character `after` on.
@@ -118,7 +143,7 @@ class OurProcess:
             found = self.output().find(text, after)
             if found < 0 and not self.running:
                 raise AssertionError(
-                    f"{self.name} exited with {self.process.returncode} before it said {text!r};"
+                    f"{self.name} exited with {self.exit_code} before it said {text!r};"
                     f" its last lines:\n{self.last_lines()}"
                 )
             return found + len(text) if found >= 0 else 0
@@ -126,7 +151,7 @@ class OurProcess:
         return wait_until(place, f"{self.name} says {text!r}", deadline_seconds=deadline_seconds)
 
     def state(self) -> str:
-        return f"{self.name}, {'running' if self.running else f'exit {self.process.returncode}'}"
+        return f"{self.name}, {'running' if self.running else f'exit {self.exit_code}'}"
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
@@ -137,10 +162,29 @@ class OurProcess:
     def end(self) -> None:
         """End it and all that it started, whatever state it is in."""
         group = group_members(self.pid)
-        if group:
-            os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait()
+        for member in group:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.kill()
         psutil.wait_procs(group, timeout=5)
+
+
+def become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Path) -> None:
+    """Turn a fork into `python -m <arguments>`, the leader of a group of its own."""
+    os.setsid()
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    # a checkout may hold a `.env`, which is somebody's and not the test's
+    os.chdir(log.parent)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = list(arguments)
+    # what is printed is looked for while the process runs
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
 def group_members(group: int) -> list[psutil.Process]:
@@ -159,7 +203,6 @@ def bare_environment() -> dict[str, str]:
     """Give what a Python process needs, and none of the settings of whoever runs the tests."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
-        "PYTHONUNBUFFERED": "1",
         # a test that looks says itself where; all others leave the default ports alone
         "MONITORING_PORT": "0",
     }

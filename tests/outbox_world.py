@@ -166,7 +166,7 @@ class OutboxWorld:
 
     def wait_relays_gone(self) -> None:
         """A killed relay's last write is still carried out; MongoDB lets its connection go then."""
-        connections = [
+        connections: list[dict[str, Any]] = [
             {"$currentOp": {"allUsers": True, "idleConnections": True}},
             {"$match": {"appName": "relay"}},
         ]

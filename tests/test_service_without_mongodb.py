@@ -1,5 +1,6 @@
 """MongoDB away, frozen or unsuitable: the API says so in time, lives on, and recovers."""
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,7 @@ def test_the_api_stops_in_time_while_mongodb_is_frozen(
     own_mongo_server.pause()
     assert_unavailable(service.post())
     started = monotonic()
-    service.process.process.terminate()
+    service.process.signal(signal.SIGTERM)
     assert service.process.wait_exit() == 0
     assert monotonic() - started < 10
 

@@ -141,7 +141,7 @@ class Relays:
         faults, self.faults = self.faults, []
         for relay in list(self._living):
             if not relay.process.running:
-                code = relay.process.process.returncode
+                code = relay.process.exit_code
                 last = relay.process.last_lines(3)
                 faults.append(f"a relay ended by itself with {code}: {last}")
                 self._bury(relay)

@@ -160,7 +160,7 @@ class Cast:
         faults, self.faults = self.faults, []
         for name, process in self._processes().items():
             if not process.running:
-                code = process.process.returncode
+                code = process.exit_code
                 faults.append(f"{name} ended by itself with {code}: {process.last_lines(3)}")
             said = process.output()[self._read_characters[name] :]
             self._read_characters[name] += len(said)

@@ -145,6 +145,13 @@ class RabbitServer(ABC):
         return True
 
 
+#: Its schedulers do not spin while they wait: the processors are shared with everybody else here.
+#: https://www.rabbitmq.com/docs/runtime#cpu
+ERLANG_ARGUMENTS = (
+    "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none"
+)
+
+
 @dataclass
 class LocalRabbit(RabbitServer):
     """A node of our own from an installed RabbitMQ, with an epmd of its own.
@@ -226,7 +233,7 @@ class LocalRabbit(RabbitServer):
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_DIST_PORT": str(self.distribution_port),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_ARGUMENTS,
             "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_EPMD_PORT": str(self.epmd_port),
             # The script then becomes the node instead of staying above it, so that our signals

@@ -201,7 +201,7 @@ def test_a_full_queue_holds_its_own_events_and_is_not_knocked_at_for_each(
         world.declare_queue(channel, "small", "small", **full)
     relay = start_relay()
     relay.wait_log("handover.ended")
-    held = world.append(1000, routing_key="small")
+    held = world.append(400, routing_key="small")
     (other,) = world.append()
     world.wait_state(other, "published")
     wait_until(lambda: world.states().get("held", 0) > 100, "the rest is held")

@@ -55,7 +55,7 @@ def test_a_stop_does_not_wait_for_mongodb_to_finish_what_prepares_it(
     run_process: RunProcess, mongodb_url: str, database_name: str, written: Written
 ) -> None:
     with (
-        written.failing("createIndexes", blockConnection=True, blockTimeMS=20_000),
+        written.failing("createIndexes", blockConnection=True, blockTimeMS=12_000),
         start_service(
             run_process, mongodb_url, database_name, shutdown_grace_seconds=1
         ) as unprepared,

@@ -19,6 +19,7 @@ from uuid import UUID
 from bson import Binary, ObjectId
 from bson.errors import InvalidId
 
+from outbox.state import State
 from relay.checkpoint import CHECKPOINTS, Deposed
 from relay.held import WAITING_STATES
 from runtime.mongo import ANY_WRITER, Database, Session, in_transaction
@@ -81,16 +82,16 @@ async def ask(
     """
     outbox = database.get_collection(collection, codec_options=ANY_WRITER)
     found: list[Any] = []
-    missing: list[str] = []
-    for event_id in event_ids:
-        query = {"_id": {"$in": _readings(event_id)}, **WAITING}
-        document = await outbox.find_one(query, {"_id": 1})
-        if document is None:
-            missing.append(event_id)
+    refused: list[str] = []
+    for event_id in dict.fromkeys(event_ids):
+        meant = {"_id": {"$in": _readings(event_id)}}
+        waiting = await outbox.find_one(meant | WAITING, {"_id": 1})
+        if waiting is None:
+            refused.append(f"{event_id} is {_standing(await outbox.find_one(meant, {'state': 1}))}")
         else:
-            found.append(document["_id"])
-    if missing:
-        raise NothingToDo(f"neither held nor parked: {', '.join(missing)}; nothing was changed")
+            found.append(waiting["_id"])
+    if refused:
+        raise NothingToDo(f"neither held nor parked: {', '.join(refused)}; nothing was changed")
     wishes = [operation(wish.value, operator, group=group, event_id=event_id) for event_id in found]
     await _operations(database).insert_many(wishes)
     return [recorded["_id"] for recorded in wishes]
@@ -169,14 +170,22 @@ async def note_carried_out(
 
 
 async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, str | None]:
-    """Event id -> what came of the wish; None while it waits for a leader."""
+    """Event id -> what came of the wish, in their order; None while it waits for a leader."""
     cursor = _operations(database).find({"_id": {"$in": list(wish_ids)}})
-    return {str(wish["event_id"]): wish["result"] async for wish in cursor}
+    wishes = {wish["_id"]: wish async for wish in cursor}
+    return {str(wishes[wish_id]["event_id"]): wishes[wish_id]["result"] for wish_id in wish_ids}
 
 
 def _operations(database: Database) -> Any:
     # ids of events stand in these documents as their writers made them
     return database.get_collection(OPERATIONS, codec_options=ANY_WRITER)
+
+
+def _standing(event: dict[str, Any] | None) -> str:
+    if event is None:
+        return "not in the outbox"
+    # anything else is a foreign writer's word, and not for a terminal
+    return event["state"] if event.get("state") in list(State) else State.PENDING.value
 
 
 def _readings(event_id: str) -> list[Any]:

@@ -102,7 +102,7 @@ async def test_a_deposed_leader_does_not_say_what_came_of_a_wish(world: OutboxWo
 
         deposed, leading = await take_epoch("deposed"), await take_epoch("leading")
         ann = Operator("ann", "a typo")
-        (wish_id,) = await ask(database, "outbox", "relay", Wish.DISCARD, ["poison"], ann)
+        (wish_id,) = await ask(database, "outbox", "relay", Wish.DISCARD, ["poison"] * 2, ann)
 
         with pytest.raises(Deposed):
             await note_carried_out(database, "relay", wish_id, "too late", epoch=deposed)
@@ -121,8 +121,13 @@ def test_a_wrong_wish_names_the_event_and_changes_nothing(
     start_relay()
     world.outbox.insert_one(dict(POISON))
     world.wait_state("poison", "parked")
-    said = relay_command("held", "discard", "poison", "nonsense", "--why", "x", code=1).output()
-    assert said.strip() == "neither held nor parked: nonsense; nothing was changed"
+    world.append(_id="sent", state="published")
+    mixed = ("poison", "nonsense", "sent", "--why", "x")
+    said = relay_command("held", "discard", *mixed, code=1).output()
+    assert said.strip() == (
+        "neither held nor parked: nonsense is not in the outbox, sent is published;"
+        " nothing was changed"
+    )
     relay_command("held", "discard", "poison", "--why", " ", code=2)
     assert recorded(world) == []
     assert world.wait_state("poison", "parked")

@@ -12,6 +12,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -23,6 +24,7 @@ import typer
 import yaml
 from pymongo import MongoClient
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS, DESTINATIONS, IDEMPOTENCY_KEYS
 from assistance.routing import RoutingTable
@@ -39,7 +41,9 @@ from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
 from tests.conftest import RunProcess
+from tests.deliveries import Deliveries
 from tests.helpers import wait_until
+from tests.operating import fail_many
 from tests.settings_pages import COMPOSE, ROOT, Tables, process_tables, settings_of
 from tests.third_parties import ThirdParties
 
@@ -353,6 +357,103 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
     assert asyncio.run(_runway_seconds(restricted_mongodb["relay"], database_name)) is not None
 
 
+def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
+    restricted_mongodb: Mapping[str, str],
+    deliveries: Deliveries,
+    run_process: RunProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs = {
+        process: importlib.import_module(f"{process}.__main__").commands
+        for process in restricted_mongodb
+    }
+    given: set[str] = set()
+
+    def settings_of_process(process: str) -> dict[str, str]:
+        url, name = restricted_mongodb[process], deliveries.database_name
+        return {"MONGODB_URL": url, "MONGODB_DATABASE": name}
+
+    def give(process: str, name: str, *arguments: str, code: int = 0) -> str:
+        command = f"{process} {name}"
+        given.add(command)
+        ended = CliRunner().invoke(
+            programs[process],
+            [*name.split(), *arguments],
+            env=settings_of_process(process),
+        )
+        assert ended.exit_code == code, f"{command}: {ended.output}"
+        return ended.output
+
+    # there is no leader, and no worker
+    monkeypatch.setattr("relay.__main__.PATIENCE_SECONDS", 0.0)
+    at_once = ("--yes", "--patience-seconds", "0")
+    why = ("--why", "a rehearsal", "--who", "ann")
+    deliveries.database[CHECKPOINTS].insert_one(
+        {"_id": "relay", "epoch": 1, "owner": "a", "led_since": datetime.now(UTC), "settled": 0}
+    )
+    deliveries.database[OUTBOX].insert_many(
+        {"_id": event_id, "state": "parked"} for event_id in ("mended", "poison")
+    )
+    request_ids = fail_many(deliveries, 4)
+    letter_ids = [f"delivery/{request_id}/slack" for request_id in request_ids]
+    undecided = [deliveries.accept() for _ in range(2)]
+    deliveries.database[ASSISTANCES].update_many(
+        {"_id": {"$in": undecided}},
+        {
+            "$set": {
+                "deliveries.0.state": "needs_decision",
+                "deliveries.0.attempts": [{"number": 1, "started_at": datetime.now(UTC)}],
+            }
+        },
+    )
+
+    give("relay", "position show")
+    give("relay", "position reset", *why)
+    give("relay", "held list")
+    give("relay", "held release", "mended", *why)
+    give("relay", "held discard", "poison", *why)
+
+    give("consumers", "unknown list")
+    give("consumers", "unknown sent", undecided[0], "slack", *why)
+    give("consumers", "unknown again", undecided[1], "slack", *why)
+    give("consumers", "destinations list")
+    give("consumers", "destinations pause", "email", *why)
+    give("consumers", "destinations resume", "email", *why)
+    give("consumers", "dead-letters list")
+    give("consumers", "dead-letters show", letter_ids[0])
+    give("consumers", "dead-letters discard", letter_ids[0], "--yes", *why)
+    give("consumers", "dead-letters redrive", *letter_ids[1:], *at_once, *why, code=1)
+    (redrive,) = json.loads(give("consumers", "dead-letters redrives list", "--json"))
+    assert redrive["state"] == "paused"
+    give("consumers", "dead-letters redrives show", redrive["_id"])
+    deliveries.database[OPERATIONS].update_one(
+        {"_id": redrive["_id"]}, {"$set": {"state": "running"}}
+    )
+    give("consumers", "dead-letters redrives pause", redrive["_id"], *why)
+    resume = ("dead-letters redrives resume", redrive["_id"], *at_once[1:])
+    assert "no outcome comes" in give("consumers", *resume, *why, code=1)
+    give("consumers", "dead-letters redrives cancel", redrive["_id"], *why)
+    give("consumers", "resend", *why)
+    assert "slack: 2 overdue" in give("consumers", "overdue", code=1)
+
+    looks = [
+        run_process("service", *look, environment=settings_of_process("service"))
+        for look in (("show", undecided[0]), ("audit",))
+    ]
+    for look in looks:
+        assert look.wait_exit() == 0, look.output()
+        given.add(" ".join(look.arguments[:2]))
+
+    without_mongodb = {"consumers routes", "consumers topology"}
+    known = {
+        f"{process} {name}"
+        for process, commands in programs.items()
+        for name in _names(get_command(commands))
+        if name != "run"
+    }
+    assert given == known - without_mongodb
+
+
 def test_the_image_takes_the_packages_of_the_product_and_nothing_of_the_sandbox() -> None:
     assert {source for source in _copied() if (ROOT / source).is_dir()} == PRODUCT
 
@@ -495,6 +596,15 @@ async def _runway_seconds(url: str, database_name: str) -> float | None:
 
 def _is_consumer(service: Mapping[str, Any]) -> bool:
     return "build" in service and service["command"][:2] == ["consumers", "run"]
+
+
+def _names(command: Any) -> Iterator[str]:
+    """Of every command that does something, below a group of them."""
+    for name, inner in command.commands.items():
+        if hasattr(inner, "commands"):
+            yield from (f"{name} {deeper}" for deeper in _names(inner))
+        else:
+            yield name
 
 
 def _seconds(duration: str) -> float:

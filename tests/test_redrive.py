@@ -1,11 +1,15 @@
 """What failed is sent again on an operator's word: once, in order, with a result for each."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -26,9 +30,11 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Database
 from runtime.operations import OPERATION_ITEMS, OPERATIONS, Operator
 from runtime.shutdown import Stop
-from tests.deliveries import Deliveries
-from tests.helpers import wait_until_async
+from tests.conftest import RunProcess
+from tests.deliveries import Deliveries, slack_settings
+from tests.helpers import bare_environment, wait_until, wait_until_async
 from tests.operating import database_of, fail_many, json_of, run_command
+from tests.third_parties import ThirdParties
 
 ANN = Operator("ann", "Slack is back")
 POLICY = RetryPolicy(delays_seconds=(), jitter_ratio=0.0)
@@ -325,6 +331,99 @@ def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
     assert "is done" in run_command(deliveries, *refused, code=1)
     assert deliveries.request(second)["status"] == "accepted"
     assert deliveries.request(first)["status"] == "failed"
+
+
+def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_left(
+    run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    request_ids = fail_many(deliveries, 12)
+    wanted, others = request_ids[:10], request_ids[10:]
+    deliveries.database[DEAD_LETTERS].update_many(
+        {"request_id": {"$in": others}}, {"$set": {"code": "500"}}
+    )
+    environment = deliveries.environment(**slack_settings(third_parties))
+    relay = run_process("relay", "run", environment=environment)
+    run_process("consumers", "run", "slack", environment=environment).wait_log("queue.receiving")
+    relay.wait_log("relay.leading")
+
+    chosen = ("--code", "404", "--destination", "slack")
+    asked = ("dead-letters", "redrive", *chosen, "--rate", "4", "--why", "Slack is back")
+    with Terminal(deliveries, *asked) as refused:
+        refused.answer("send 10 letters? [y/N]: ", "n")
+        assert refused.ends() == 1
+    assert json_of(deliveries, "dead-letters", "redrives", "list") == []
+    assert {letter.get("decision") for letter in deliveries.letters()} == {None}
+
+    with Terminal(deliveries, *asked) as interrupted:
+        interrupted.answer("send 10 letters? [y/N]: ", "y")
+        interrupted.wait_for("the first one came back: succeeded")
+        third_parties.misbehave("slack", "status", code=400, times=1)
+        wait_until(lambda: third_parties.calls("slack", accepted=False), "one fails again")
+        interrupted.process.send_signal(signal.SIGINT)
+        interrupted.wait_for("paused (its command was stopped): ")
+        assert interrupted.ends() == 1
+    [told] = json_of(deliveries, "dead-letters", "redrives", "list")
+    steering = ("dead-letters", "redrives")
+    shown = json_of(deliveries, *steering, "show", told["_id"])
+    assert (shown["state"], shown["counts"]["planned"] > 0) == ("paused", True)
+
+    why = ("--why", "it may go on")
+    said = run_command(deliveries, *steering, "resume", told["_id"], *why)
+    assert "done: failed_again 1, succeeded 9" in said
+    shown = json_of(deliveries, *steering, "show", told["_id"])
+    come = {item["request_id"]: (item["state"], item["code"]) for item in shown["items"]}
+    [failed_again] = [call["request_id"] for call in third_parties.calls("slack", accepted=False)]
+    assert come == {
+        request_id: ("failed_again", "400") if request_id == failed_again else ("succeeded", "200")
+        for request_id in wanted
+    }
+    assert sorted(call["request_id"] for call in third_parties.calls("slack")) == sorted(wanted)
+    assert {deliveries.request(request_id)["status"] for request_id in others} == {"failed"}
+    balanced(deliveries)
+    left = {letter["request_id"] for letter in deliveries.letters(decision=None)}
+    assert left == {failed_again, *others}
+
+
+class Terminal:
+    """`python -m consumers ...` with a terminal that somebody sits at."""
+
+    def __init__(self, deliveries: Deliveries, *arguments: str) -> None:
+        self._ours, its = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "consumers", *arguments],
+            env=bare_environment() | deliveries.environment() | {"COLUMNS": "250"},
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            start_new_session=True,
+        )
+        os.close(its)
+        os.set_blocking(self._ours, False)
+        self._seen = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self._shown(), f"it says {text!r} after {self._seen!r}")
+
+    def answer(self, question: str, answer: str) -> None:
+        self.wait_for(question)
+        os.write(self._ours, f"{answer}\n".encode())
+
+    def ends(self) -> int:
+        return self.process.wait(30)
+
+    def _shown(self) -> str:
+        # nothing new; or, once the other end is closed, an error
+        with suppress(BlockingIOError, OSError):
+            self._seen += os.read(self._ours, 65536).decode()
+        return self._seen
 
 
 OUTCOMES = st.lists(st.sampled_from([ItemState.SUCCEEDED, ItemState.FAILED_AGAIN]), max_size=60)

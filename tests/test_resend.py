@@ -13,8 +13,11 @@ from consumers.resend import Wanted, resend
 from outbox.collection import OUTBOX
 from runtime.operations import OPERATIONS, NothingToDo, Operator
 from runtime.shutdown import Stop
-from tests.deliveries import Deliveries
+from tests.conftest import RunProcess
+from tests.deliveries import Deliveries, slack_settings
+from tests.helpers import wait_until
 from tests.operating import database_of, run_command
+from tests.third_parties import ThirdParties
 
 ANN = Operator("ann", "the broker's disk is gone")
 
@@ -98,3 +101,25 @@ def test_a_destination_can_be_chosen_and_must_exist(deliveries: Deliveries) -> N
     assert "no such destination: e-mail; known: email, slack" in said
     run_command(deliveries, "resend", "--why", " ", code=2)
     assert deliveries.database[ASSISTANCES].count_documents({"version": 4}) == 1
+
+
+def test_hints_that_the_broker_lost_are_made_up_for_and_each_request_is_delivered_once(
+    run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    environment = deliveries.environment(**slack_settings(third_parties))
+    run_command(deliveries, "topology")
+    lost = deliveries.accept_many(5)
+    deliveries.publish_pending()
+    with deliveries.channel() as channel:
+        assert channel.queue_purge("deliveries.slack").method.message_count == len(lost)
+    kept = deliveries.accept_many(2)
+    deliveries.publish_pending()
+    assert run_command(deliveries, "resend", "--why", "a disk is gone") == "sent: 7\n"
+    hasty = run_command(deliveries, "resend", "--why", "a slip")
+    assert hasty == "its hint is still the relay's to publish: 7\n"
+    assert deliveries.publish_pending() == 7
+    worker = run_process("consumers", "run", "slack", environment=environment)
+    wait_until(lambda: deliveries.count("succeeded") == 7, "all are delivered")
+    wait_until(lambda: worker.output().count("delivery.not_claimed") == 2, "all hints are spent")
+    called = [call["request_id"] for call in third_parties.calls("slack")]
+    assert sorted(called) == sorted([*lost, *kept])

@@ -83,6 +83,25 @@ def test_a_position_that_the_server_does_not_accept(
     assert world.check_arrivals(world.drain()) == 0
 
 
+def test_a_position_that_the_server_calls_invalid(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    """Which it says of no token that a test could make; so it is told to."""
+    relay = start_relay()
+    former = world.append(5)
+    world.wait_all_published()
+    said = relay.wait_log("handover.ended")
+    refusal = {"failCommands": ["getMore"], "errorCode": 260, "appName": "relay"}
+    world.client.admin.command(
+        {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": refusal}
+    )
+    relay.wait_log("is not usable (260)", after=said)
+    relay.wait_log("handover.ended", after=said)
+    later = world.append(4)
+    world.wait_all_published()
+    assert sorted(arrival.message_id for arrival in world.drain()) == sorted(former + later)
+
+
 def test_a_renamed_outbox(world: OutboxWorld, start_relay: StartRelay) -> None:
     relay = start_relay()
     former = world.append(5)

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from assistance.verdict import escape_unprintable
-from consumers.database import GivenUp, open_database
+from consumers.database import TRY_SECONDS, GivenUp, open_database
 from runtime.logs import set_up_logs
-from runtime.mongo import Database, DatabaseError
+from runtime.mongo import Database, DatabaseError, explained
 from runtime.operations import NothingToDo
 from runtime.settings import MongoSettings
 from runtime.shutdown import Stop
@@ -34,7 +34,8 @@ def with_database(
     async def connected() -> Result:
         stop = Stop()
         stop.on_signals()
-        async with open_database(settings, "command", stop) as database:
+        opened = open_database(settings, "command", stop, patience_seconds=TRY_SECONDS)
+        async with opened as database:
             return await work(database, stop)
 
     try:
@@ -44,7 +45,7 @@ def with_database(
     except GivenUp:
         sys.exit("stopped while MongoDB was away")
     except (DatabaseError, PyMongoError) as error:
-        sys.exit(f"MongoDB: {str(error).partition(', Timeout:')[0]}")
+        sys.exit(explained(error))
 
 
 def print_json(value: Any) -> None:
@@ -53,11 +54,19 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    shown = list(rows)
+    moments = {at for row in shown for at, cell in enumerate(row) if isinstance(cell, datetime)}
+    titles = (f"{name} UTC" if at in moments else name for at, name in enumerate(columns))
     # an id that is cut cannot be given to the next command
-    table = Table(*(Column(name, overflow="fold") for name in columns))
-    for row in rows:
+    table = Table(*(Column(title, overflow="fold") for title in titles))
+    for row in shown:
         table.add_row(*(printable(cell) for cell in row))
     Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+def print_if_cut(shown: Collection[Any], limit: int) -> None:
+    if len(shown) == limit:
+        typer.echo(f"the first {limit}; --limit shows more")
 
 
 def printable(value: Any, *, limit: int = 200) -> str:

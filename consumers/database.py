@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from math import inf
+from time import monotonic
 from typing import TypeVar
 
 import pymongo
@@ -51,14 +53,19 @@ class GivenUp(Exception):
 
 @asynccontextmanager
 async def open_database(
-    settings: MongoSettings, process: str, stop: Stop, monitor: Monitor | None = None
+    settings: MongoSettings,
+    process: str,
+    stop: Stop,
+    monitor: Monitor | None = None,
+    *,
+    patience_seconds: float = inf,
 ) -> AsyncIterator[Database]:
     """
     The database, checked and with its indexes, as soon as MongoDB is there.
 
     monitor: is told whether MongoDB answers.
 
-    Raises UnsuitableServer, or GivenUp.
+    Raises UnsuitableServer, GivenUp, or PyMongoError once the patience is over.
     """
     client = open_client(settings.mongodb_url.get_secret_value(), process=process)
     database: Database = client[settings.mongodb_database]
@@ -80,7 +87,7 @@ async def open_database(
         await ensure_collection(database, OPERATION_ITEMS, indexes=operations.ITEMS_INDEXES)
 
     try:
-        await insist(prepare, stop)
+        await insist(prepare, stop, patience_seconds=patience_seconds)
         prepared = True
         yield database
     finally:
@@ -98,20 +105,23 @@ async def insist(
     stop: Stop | None = None,
     *,
     try_seconds: float | None = TRY_SECONDS,
+    patience_seconds: float = inf,
 ) -> Result:
     """
     Do it, and while MongoDB is away do it again, with growing waits.
 
     With `stop`, raises GivenUp once a stop is asked for; without, whoever waits may cancel.
     try_seconds: None for an action that bounds its own steps.
+    patience_seconds: no try begins later; the last one's error is raised then.
     """
     delays = growing_delays()
+    give_up_at = monotonic() + patience_seconds
     while True:
         try:
             with pymongo.timeout(try_seconds):
                 return await action()
         except (PyMongoError, CommitUnknown) as error:
-            if not _passes(error):
+            if not _passes(error) or monotonic() >= give_up_at:
                 raise
             # its own words hold the whole topology
             code = getattr(error, "code", None)

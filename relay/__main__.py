@@ -19,7 +19,14 @@ from relay.operations import Wish
 from relay.relay import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
 from runtime.logs import set_up_logs
-from runtime.mongo import Database, DatabaseError, UnsuitableServer, check_server, open_client
+from runtime.mongo import (
+    Database,
+    DatabaseError,
+    UnsuitableServer,
+    check_server,
+    explained,
+    open_client,
+)
 from runtime.operations import NothingToDo, Operator, Who, Why, operator
 from runtime.rabbit import BrokerRefused
 from runtime.settings import load_settings
@@ -70,12 +77,13 @@ def show(*, json: AsJson = False) -> None:
     """Show the position of the relay's group, who leads, and how many events are settled."""
 
     async def read(database: Database, settings: OutboxSettings) -> Any:
-        return await database[CHECKPOINTS].find_one({"_id": settings.relay_group})
+        group = settings.relay_group
+        document = await database[CHECKPOINTS].find_one({"_id": group})
+        if document is None:
+            raise NothingToDo(f"group {group!r} has no position yet: no relay of it has led")
+        return document
 
-    document = with_database(read)
-    if document is None:
-        sys.exit("no position yet: no relay of this group has led")
-    print_fields(document, json=json)
+    print_fields(with_database(read), json=json)
 
 
 @position.command()
@@ -92,7 +100,7 @@ def reset(why: Why, who: Who) -> None:
 
 
 @held.command("list")
-def list_held(*, limit: int = 50, json: AsJson = False) -> None:
+def list_held(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson = False) -> None:
     """List what is held or parked, those of one key together and in order."""
 
     async def read(database: Database, settings: OutboxSettings) -> Any:
@@ -102,11 +110,13 @@ def list_held(*, limit: int = 50, json: AsJson = False) -> None:
     if json:
         typer.echo(as_json(waiting))
         return
-    table = Table("event", "key", "state", "reason", "since", "tried again")
+    table = Table("event", "key", "state", "reason", "since UTC", "tried again UTC")
     for document in waiting:
         fields = ("_id", "held_key", "state", "reason", "settled_at", "retry_at")
         table.add_row(*(printable(document.get(name)) for name in fields))
     Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    if len(waiting) == limit:
+        typer.echo(f"the first {limit}; --limit shows more")
 
 
 @held.command()
@@ -154,7 +164,7 @@ def with_database(work: Callable[[Database, OutboxSettings], Awaitable[Result]])
     except NothingToDo as nothing:
         sys.exit(str(nothing))
     except (DatabaseError, PyMongoError) as error:
-        sys.exit(f"MongoDB: {str(error).partition(', Timeout:')[0]}")
+        sys.exit(explained(error))
 
 
 def print_fields(document: dict[str, Any], *, json: bool) -> None:
@@ -168,18 +178,22 @@ def print_fields(document: dict[str, Any], *, json: bool) -> None:
         "group": document["_id"],
         "epoch": document["epoch"],
         "owner": document["owner"],
-        "led since": document["led_since"],
+        "led since UTC": document["led_since"],
         "settled": document["settled"],
-        "position": at,
+        "position UTC": at,
         "age": None if at is None else f"{(datetime.now(UTC) - at).total_seconds():.0f} s",
         "hand-over": (document.get("handover") or {}).get("reason"),
     }
     for name, value in lines.items():
-        typer.echo(f"{name:10} {printable(value)}")
+        typer.echo(f"{name:13} {printable(value)}")
 
 
 def as_json(value: Any) -> str:
-    return json.dumps(value, default=printable, indent=2)
+    return json.dumps(value, default=encodable, indent=2)
+
+
+def encodable(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else printable(value)
 
 
 def printable(value: Any) -> str:
@@ -187,7 +201,7 @@ def printable(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.isoformat(sep=" ", timespec="seconds")
+        return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
     return "".join(character if character.isprintable() else "�" for character in str(value))
 
 

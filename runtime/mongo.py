@@ -8,6 +8,7 @@ own asyncio interface is to change this file.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ TRANSIENT_LABELS = (
     "ResumableChangeStreamError",
     "TransientTransactionError",
 )
+
+#: A refusal repeats the whole command, with what people wrote; its name and collection are enough.
+COMMAND_DUMP = re.compile(r" command \{ (\w+: [^,}]+).*", re.DOTALL)
+
+#: What the driver adds to its messages: its configuration, its topology, the server's whole answer.
+DRIVERS_DUMP = re.compile(r" \(configured timeouts: [^)]*\)|, (Timeout|full error): .*", re.DOTALL)
 
 #: How long the end of a transaction that was given up may take.
 ABORT_SECONDS = 0.25
@@ -138,11 +145,26 @@ def named(error: OperationFailure) -> PyMongoError | UnsuitableServer:
         return UnsuitableServer("MongoDB refuses the user or password in MONGODB_URL: correct them")
     if error.code == UNAUTHORIZED:
         refusal = (error.details or {}).get("errmsg", "not authorized")
+        needed = COMMAND_DUMP.sub(r" \1", refusal)
         return UnsuitableServer(
-            f"MongoDB refuses a right that is needed ({refusal}): "
+            f"MongoDB refuses a right that is needed ({needed}): "
             "grant the role that deploy/mongodb describes for this process"
         )
     return error
+
+
+def explained(error: PyMongoError | DatabaseError) -> str:
+    """What is wrong and what to look at, in one sentence for whoever gave a command."""
+    if isinstance(error, CommitUnknown):
+        return "MongoDB did not answer the commit: all was done, or nothing; look before you repeat"
+    if isinstance(error, OperationFailure):
+        error = named(error)
+    if isinstance(error, DatabaseError):
+        return str(error)
+    said = DRIVERS_DUMP.sub("", str(error))
+    if is_transient(error):
+        return f"MongoDB does not answer ({said}): look whether it runs, and at MONGODB_URL"
+    return f"MongoDB: {said}"
 
 
 async def ensure_collection(

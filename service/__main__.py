@@ -12,7 +12,7 @@ from rich.console import Console
 from assistance.books import OVERDUE_AFTER_SECONDS
 from assistance.verdict import escape_unprintable
 from runtime.logs import set_up_logs
-from runtime.mongo import Database, UnsuitableServer, open_client
+from runtime.mongo import Database, UnsuitableServer, explained, open_client
 from runtime.settings import MongoSettings, load_settings
 from service.audit import balance, books_as_json, books_as_lines
 from service.process import serve
@@ -75,12 +75,15 @@ def _ask_mongodb(question: Callable[[Database], Awaitable[Result]]) -> Result:
 
     async def ask() -> Result:
         client = open_client(settings.mongodb_url.get_secret_value(), process="service")
-        return await question(client[settings.mongodb_database])
+        try:
+            return await question(client[settings.mongodb_database])
+        finally:
+            client.close()
 
     try:
         return asyncio.run(ask())
     except PyMongoError as error:
-        _end_with(f"MongoDB does not answer the question: {error}")
+        _end_with(explained(error))
 
 
 def _end_with(sentence: str) -> NoReturn:

@@ -373,13 +373,13 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
         url, name = restricted_mongodb[process], deliveries.database_name
         return {"MONGODB_URL": url, "MONGODB_DATABASE": name}
 
-    def give(process: str, name: str, *arguments: str, code: int = 0) -> str:
+    def give(process: str, name: str, *arguments: str, code: int = 0, user: str = "") -> str:
         command = f"{process} {name}"
         given.add(command)
         ended = CliRunner().invoke(
             programs[process],
             [*name.split(), *arguments],
-            env=settings_of_process(process),
+            env=settings_of_process(user or process),
         )
         assert ended.exit_code == code, f"{command}: {ended.output}"
         return ended.output
@@ -443,6 +443,17 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
     for look in looks:
         assert look.wait_exit() == 0, look.output()
         given.add(" ".join(look.arguments[:2]))
+
+    for process, name, user, needed in (
+        ("service", "audit", "relay", 'find: "destinations"'),
+        ("relay", "position show", "service", 'find: "checkpoints"'),
+        ("consumers", "dead-letters list", "service", 'createIndexes: "dead_letters"'),
+    ):
+        assert give(process, name, user=user, code=1) == (
+            "MongoDB refuses a right that is needed (not authorized on "
+            f"{deliveries.database_name} to execute {needed}): "
+            "grant the role that deploy/mongodb describes for this process\n"
+        )
 
     without_mongodb = {"consumers routes", "consumers topology"}
     known = {

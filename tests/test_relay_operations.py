@@ -154,11 +154,11 @@ def test_a_reset_position_is_safe_against_a_running_relay(
 def test_the_position_is_shown(
     world: OutboxWorld, start_relay: StartRelay, relay_command: Any
 ) -> None:
-    assert "no position yet" in relay_command("position", "show", code=1).output()
+    assert "group 'relay' has no position yet" in relay_command("position", "show", code=1).output()
     start_relay().wait_log("handover.ended")
     world.append(3)
     wait_until(lambda: settled(world) == 3, "three events are settled")
-    assert "settled    3" in relay_command("position", "show").output()
+    assert "settled       3" in relay_command("position", "show").output()
     assert json.loads(relay_command("position", "show", "--json").output())["settled"] == 3
 
 

@@ -170,16 +170,6 @@ async def test_the_books_balance_at_any_moment_however_busy_the_writers_are(
     client.close()
 
 
-def test_the_audit_says_when_mongodb_is_away(run_process: RunProcess) -> None:
-    nowhere = (
-        "mongodb://user:hunter2@127.0.0.1:1/?serverSelectionTimeoutMS=200&connectTimeoutMS=200"
-    )
-    process = run_process("service", "audit", environment={"MONGODB_URL": nowhere})
-    assert process.wait_exit() == 1
-    assert "MongoDB does not answer" in process.output()
-    assert "hunter2" not in process.output()
-
-
 def test_one_request_is_shown_with_what_happened_and_what_comes_next(
     command: Command, written: Written
 ) -> None:

@@ -5,7 +5,8 @@ The position of a relay group, and the epoch that fences it.
      settled,                       how many events this group has settled, across epochs
      position: {token, cluster_time},
      pipeline,                      what the token belongs to
-     handover: {reason, since}}     while what is pending is being published
+     handover: {reason, since},     while what is pending is being published
+     last_wish}                     the operation that a leader of this group carried out last
 
 Every write matches the epoch of who makes it, and `settled` or the cluster time must grow: neither
 a deposed leader nor a late write of our own can take the position back.

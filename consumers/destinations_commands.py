@@ -75,8 +75,7 @@ def pause(name: Name, why: Why, who: Who) -> None:
     settings = load_settings(DestinationsTable, "destinations")
     asking = operator(who=who, why=why)
     if name not in settings.destinations:
-        known = ", ".join(sorted(settings.destinations))
-        raise typer.BadParameter(f"there is no destination {name!r}; known: {known}")
+        raise _unknown(name, settings)
 
     async def write(database: Database, _stop: Stop) -> None:
         if not await Destinations(database).pause(name, asking):
@@ -93,11 +92,20 @@ def resume(name: Name, why: Why, who: Who) -> None:
     asking: Operator = operator(who=who, why=why)
 
     async def write(database: Database, _stop: Stop) -> None:
-        if not await Destinations(database).resume(name, asking):
-            raise NothingToDo(f"{name} is neither paused nor down; nothing was changed")
+        if await Destinations(database).resume(name, asking):
+            return
+        # one that is configured no more may still have been paused, and is listed
+        if name not in settings.destinations:
+            raise _unknown(name, settings)
+        raise NothingToDo(f"{name} is neither paused nor down; nothing was changed")
 
     with_database(settings, write)
     typer.echo(f"{name} flows again within two seconds")
+
+
+def _unknown(name: str, settings: DestinationsTable) -> typer.BadParameter:
+    known = ", ".join(sorted(settings.destinations))
+    return typer.BadParameter(f"there is no destination {name!r}; known: {known}")
 
 
 def routes() -> None:

@@ -1,5 +1,6 @@
 """Dead letters as a person meets them: by group, by filter, one by one; and given up for good."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ TRANSACTION_SECONDS = 10.0
 
 #: So many are discarded in one transaction.
 DISCARD_COUNT = 500
+
+#: A redriven one is under way; should it fail again, it waits for a decision again.
+FINAL = [Decision.DISCARDED.value, Decision.REDRIVEN.value]
 
 #: What stands in a group's name where the letter has no such field, as garbage has no destination.
 NOTHING = "-"
@@ -160,6 +164,10 @@ async def discard(
     found = await letters(database, selection)
     if not found:
         raise NothingToDo("no dead letter matches; nothing was changed")
+    if all(letter.get("decision") in FINAL for letter in found):
+        told = Counter(letter["decision"] for letter in found)
+        named = ", ".join(f"{decision} {count}" for decision, count in told.items())
+        raise NothingToDo(f"already decided: {named}; nothing was changed")
     asked = operation("discard_letters", operator, selection=selection.as_document())
     await database[OPERATIONS].insert_one(asked)
     results: dict[str, str] = {}
@@ -174,9 +182,7 @@ async def _discard_some(
     database: Database, some: Sequence[Letter], asked: Mapping[str, Any]
 ) -> dict[str, str]:
     ids = {"$in": [letter["_id"] for letter in some]}
-    # a redriven one is under way; should it fail again, it waits for a decision again
-    final = [Decision.DISCARDED.value, Decision.REDRIVEN.value]
-    may_be = {"_id": ids, "decision": {"$nin": final}}
+    may_be = {"_id": ids, "decision": {"$nin": FINAL}}
     decided = {"$set": {"decision": Decision.DISCARDED.value}, **noted(Decision.DISCARDED, asked)}
 
     async def write(session: Session) -> dict[str, str]:

@@ -11,7 +11,14 @@ import typer
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.request import Request, delivery_to
 from consumers import letters
-from consumers.commands import AsJson, print_json, print_table, printable, with_database
+from consumers.commands import (
+    AsJson,
+    print_if_cut,
+    print_json,
+    print_table,
+    printable,
+    with_database,
+)
 from consumers.letters import Letter, Selection, parse_group
 from runtime.mongo import Database
 from runtime.operations import Who, Why, operator
@@ -72,8 +79,7 @@ def list_letters(
         ("letter", "reason", "code", "said", "times", "last seen", "decision"),
         ([letter.get(name) for name in fields] for letter in found),
     )
-    if len(found) == limit:
-        typer.echo(f"the first {limit}; --limit shows more")
+    print_if_cut(found, limit)
 
 
 def _print_groups(found: Sequence[letters.GroupOfLetters], json: bool) -> None:

@@ -9,7 +9,14 @@ import typer
 
 from assistance.redrive import ItemState
 from consumers import redrives
-from consumers.commands import AsJson, print_json, print_table, printable, with_database
+from consumers.commands import (
+    AsJson,
+    print_if_cut,
+    print_json,
+    print_table,
+    printable,
+    with_database,
+)
 from consumers.destinations import Destinations
 from consumers.letters import NOTHING, Group
 from consumers.letters_commands import (
@@ -102,8 +109,12 @@ def list_redrives(*, limit: Annotated[int, typer.Option(min=1)] = 20, json: AsJs
     if json:
         print_json(found)
         return
-    fields = ("_id", "asked_at", "who", "why", "state", "reason", "result")
-    print_table(fields, ([one.get(name) for name in fields] for one in found))
+    fields = ("_id", "asked_at", "who", "why", "state", "reason")
+    print_table(
+        ("redrive", "asked", "who", "why", "state", "reason", "result"),
+        ([*(one[name] for name in fields), _told(one["result"] or {})] for one in found),
+    )
+    print_if_cut(found, limit)
 
 
 @several.command("show")
@@ -133,6 +144,7 @@ def show_redrive(
     typer.echo(f"{'counts':16} {_told(counts)}")
     fields = ("letter", "state", "why", "code")
     print_table(fields, ([item.get(name) for name in fields] for item in items))
+    print_if_cut(items, limit)
 
 
 @several.command()

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consumers.commands import AsJson, print_json, print_table, with_database
+from consumers.commands import AsJson, print_if_cut, print_json, print_table, with_database
 from consumers.unknown import Unknowns
 from runtime.mongo import Database
 from runtime.operations import Who, Why, operator
@@ -21,7 +21,7 @@ Destination = Annotated[str, typer.Argument(help="and the destination")]
 
 
 @commands.command("list")
-def list_unknown(*, limit: int = 50, json: AsJson = False) -> None:
+def list_unknown(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson = False) -> None:
     """List what waits for a decision, the oldest first, and what is known of it."""
     settings = load_settings(MongoSettings, "unknown")
 
@@ -45,6 +45,7 @@ def list_unknown(*, limit: int = 50, json: AsJson = False) -> None:
         print_json(rows)
     elif rows:
         print_table([*rows[0]], [list(row.values()) for row in rows])
+        print_if_cut({row["request"] for row in rows}, limit)
     else:
         typer.echo("nothing waits for a decision")
 

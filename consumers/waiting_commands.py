@@ -8,7 +8,7 @@ import typer
 from assistance.books import why_waiting
 from assistance.delivery import is_open
 from consumers import overdue as late
-from consumers.commands import AsJson, print_json, print_table, with_database
+from consumers.commands import AsJson, print_if_cut, print_json, print_table, with_database
 from consumers.database import server_time
 from consumers.destinations import Destinations
 from consumers.resend import Wanted
@@ -90,6 +90,7 @@ def overdue(
         typer.echo(f"nothing is older than {settings.target_seconds:g} s")
     else:
         print_table(list(oldest[0]), (list(row.values()) for row in oldest))
+        print_if_cut({row["request"] for row in oldest}, limit)
         for name, one in found.items():
             least = "at least " if one.count >= late.COUNTED_LIMIT else ""
             age = f"the oldest for {one.oldest_age_seconds:.0f} s"

@@ -11,7 +11,6 @@ The gate looks about once a second at what the workers share, and at once at wha
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from time import monotonic
 
 import pymongo
 from loguru import logger
@@ -155,20 +154,27 @@ class Gate:
         """
         if not self.has_rate:
             return True
-        give_up_at = None if within_seconds is None else monotonic() + within_seconds
-        async with self._one_slot:
-            if not self.holds(admission) or (give_up_at is not None and monotonic() > give_up_at):
-                return False
-            interval_seconds = 1 / self._rate_per_second
-            wait_seconds = await insist(
-                lambda: self._destinations.next_slot(self._destination, interval_seconds),
-                self._stop,
-            )
-            await self._stop.rest(wait_seconds)
-            if self._stop.requested:
-                raise GivenUp
-            late = give_up_at is not None and monotonic() > give_up_at
-            return self.holds(admission) and not late
+        try:
+            async with asyncio.timeout(within_seconds), self._one_slot:
+                return await self._next_slot(admission)
+        except TimeoutError:
+            return False
+
+    async def _next_slot(self, admission: Admission) -> bool:
+        # whoever will not call leaves the turn to others
+        if self._stop.requested:
+            raise GivenUp
+        if not self.holds(admission):
+            return False
+        interval_seconds = 1 / self._rate_per_second
+        wait_seconds = await insist(
+            lambda: self._destinations.next_slot(self._destination, interval_seconds),
+            self._stop,
+        )
+        await self._stop.rest(wait_seconds)
+        if self._stop.requested:
+            raise GivenUp
+        return self.holds(admission)
 
     def judge(self, verdict: Verdict, request_id: str, admission: Admission) -> Reaction:
         """What an attempt's outcome means for the destination; called once for each."""

@@ -21,7 +21,7 @@ from assistance.delivery import Ask, Failed, Succeeded, TryAgain
 from assistance.events import read_hint
 from assistance.verdict import Later, Unknown, Verdict
 from consumers import channels, topology
-from consumers.database import insist, open_database
+from consumers.database import GivenUp, insist, open_database
 from consumers.destinations import Destinations
 from consumers.gate import Admission, Gate, as_recorded, rate_per_second
 from consumers.hints import Hints
@@ -159,7 +159,11 @@ class Worker:
         async def call_once() -> Verdict:
             nonlocal verdict, calls
             spare_seconds = claim.seconds_left() - self._settings.longest_call_seconds
-            if calls and not await self._gate.slot(admission, within_seconds=spare_seconds):
+            try:
+                if calls and not await self._gate.slot(admission, within_seconds=spare_seconds):
+                    return verdict
+            except GivenUp:
+                # the answer that there is already must not look like a lost one
                 return verdict
             # this process may have been frozen: the lease may be somebody else's by now
             if claim.seconds_left() > self._settings.longest_call_seconds:

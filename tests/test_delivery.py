@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from time import monotonic
 from typing import Any
 
 import pika
@@ -415,6 +416,40 @@ def test_a_stop_hands_back_what_was_not_begun(
     stage.start("slack")
     stage.wait_count("succeeded", 10)
     assert len(third_parties.calls("slack")) == 10
+
+
+def test_a_stop_ends_the_wait_for_a_turn_and_loses_no_answer_and_no_turns(
+    stage: Stage,
+    deliveries: Deliveries,
+    third_parties: ThirdParties,
+    rabbit_server: RabbitServer,
+    vhost: str,
+) -> None:
+    """One was refused and would be called for again at its turn; all others had none yet."""
+    third_parties.misbehave("slack", "status", code=503)
+    rate = {"destination_slack_rate_per_second": 0.1}
+    worker = stage.start("slack", call_tries=2, retry_delays_seconds="[600]", **rate)
+    requests = deliveries.accept_many(6)
+    deliveries.publish_pending()
+    wait_until(lambda: third_parties.calls("slack"), "the first is called for")
+
+    def turns_ahead_seconds() -> float:
+        state = deliveries.database["destinations"].find_one({"_id": "slack"})
+        assert state is not None
+        return float((state["slot_at"] - datetime.now(UTC)).total_seconds())
+
+    wait_until(lambda: turns_ahead_seconds() > 15, "a second turn is taken")
+    began_at = monotonic()
+    stop(worker)
+    assert monotonic() - began_at < 5, "a turn comes every ten seconds"
+    [call] = third_parties.calls("slack")
+    called = call["request_id"]
+    [attempt] = deliveries.attempts(called)
+    assert (attempt["verdict"], attempt["code"], attempt["calls"]) == ("later", "503", 1)
+    others = [request_id for request_id in requests if request_id != called]
+    assert [deliveries.attempts(request_id) for request_id in others] == [[]] * 5
+    assert rabbit_server.queue_depth(vhost, "deliveries.slack") == 5
+    assert turns_ahead_seconds() < 20, "who stops takes no turns"
 
 
 def test_a_stop_does_not_wait_longer_than_the_grace_time(

@@ -260,6 +260,29 @@ async def test_turns_are_handed_out_one_interval_apart_however_many_ask(
         assert 9.0 < later - sooner <= 10.0
 
 
+async def test_whoever_has_little_time_waits_no_longer_for_a_turn(
+    destinations: Destinations,
+) -> None:
+    gate = Gate(
+        destinations,
+        SLACK,
+        policy=BreakerPolicy(),
+        rate_per_second=0.1,
+        concurrency=4,
+        worker="w",
+        stop=Stop(),
+    )
+    await gate.look()
+    admission = gate.admit()
+    assert admission is not None
+    assert await gate.slot(admission, within_seconds=5.0)
+    patient = asyncio.create_task(gate.slot(admission))
+    async with asyncio.timeout(5.0):
+        assert not await gate.slot(admission, within_seconds=0.3), "behind one who has more"
+        patient.cancel()
+        assert not await gate.slot(admission, within_seconds=0.3), "its own turn is too far away"
+
+
 async def test_a_third_party_that_wants_no_more_is_paused_until_an_operator_resumes_it(
     destinations: Destinations,
 ) -> None:

@@ -60,6 +60,9 @@ COMMAND_DUMP = re.compile(r" command \{ (\w+: [^,}]+).*", re.DOTALL)
 #: What the driver adds to its messages: its configuration, its topology, the server's whole answer.
 DRIVERS_DUMP = re.compile(r" \(configured timeouts: [^)]*\)|, (Timeout|full error): .*", re.DOTALL)
 
+#: A server in that topology: often the only place where the driver says whom it asked.
+ASKED_SERVER = re.compile(r"<ServerDescription \('([^']+)', (\d+)\)")
+
 #: How long the end of a transaction that was given up may take.
 ABORT_SECONDS = 0.25
 
@@ -163,7 +166,9 @@ def explained(error: PyMongoError | DatabaseError) -> str:
         return str(error)
     said = DRIVERS_DUMP.sub("", str(error))
     if is_transient(error):
-        return f"MongoDB does not answer ({said}): look whether it runs, and at MONGODB_URL"
+        asked = ", ".join(":".join(server) for server in ASKED_SERVER.findall(str(error)))
+        which = f"MongoDB at {asked}" if asked else "MongoDB"
+        return f"{which} does not answer ({said}): look whether it runs, and at MONGODB_URL"
     return f"MongoDB: {said}"
 
 

@@ -20,7 +20,7 @@ def test_a_command_says_in_one_sentence_that_mongodb_is_away(run_process: RunPro
         looked.output
         == audit.output()
         == (
-            "MongoDB does not answer (127.0.0.1:1: [Errno 111] Connection refused): "
+            "MongoDB at 127.0.0.1:1 does not answer (127.0.0.1:1: [Errno 111] Connection refused): "
             "look whether it runs, and at MONGODB_URL\n"
         )
     )

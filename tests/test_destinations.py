@@ -114,6 +114,51 @@ def test_a_slack_that_is_down_costs_no_attempts_and_no_hints_and_fails_nobody(
         stop(worker)
 
 
+def test_a_worker_killed_in_its_probe_is_followed_by_another_once_its_right_has_ended(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "hang")
+    started = [stage.start("slack", breaker_failures=1) for _ in range(2)]
+    workers = {worker.pid: worker for worker in started}
+    stage.start_reconciler()
+    requests = deliveries.accept_many(3)
+
+    def probing() -> str:
+        """The worker that has called, by the right to probe, and has no answer yet."""
+        deliveries.publish_pending()
+        for each in requests if state_of(deliveries).get("probe_by") else []:
+            attempts = deliveries.attempts(each)
+            called = len(third_parties.calls("slack", request_id=each)) == len(attempts)
+            if attempts and called and "ended_at" not in attempts[-1]:
+                return str(attempts[-1]["worker"])
+        return ""
+
+    _, _, pid = wait_until(probing, "a probe is under way").rpartition("/")
+    workers.pop(int(pid)).kill()
+    calls_count = len(third_parties.calls("slack"))
+    [heir] = workers.values()
+    third_parties.behave()
+    heir.wait_log('"standing":"probed"')
+    left = state_of(deliveries)["probe_until"] - datetime.now(UTC)
+    assert timedelta(seconds=2) < left < timedelta(seconds=11)
+    assert len(third_parties.calls("slack")) == calls_count, "the right is still the dead one's"
+    # as if so long had passed
+    deliveries.database["destinations"].update_one(
+        {"_id": SLACK}, {"$set": {"probe_until": datetime.now(UTC)}}
+    )
+    stage.wait_count("succeeded", 3)
+    assert state_of(deliveries)["state"] == "closed"
+    assert deliveries.letters() == []
+    lost = [
+        attempt
+        for each in requests
+        for attempt in deliveries.attempts(each)
+        if attempt["code"] == "worker_lost"
+    ]
+    assert len(lost) == 1
+    stop(heir)
+
+
 def test_a_wait_that_slack_asks_for_holds_for_every_message(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:

@@ -101,7 +101,8 @@ async def _lead_until_stopped(
         except (PyMongoError, BrokerError) as trouble:
             if isinstance(trouble, BrokerRefused) and not taken_in:
                 raise
-            taken_in = taken_in or isinstance(trouble, StandbyLost)
+            # either comes only after the broker has taken us in
+            taken_in = taken_in or isinstance(trouble, (StandbyLost, ChannelClosed))
             ended = Ended(0, trouble)
         else:
             taken_in = True

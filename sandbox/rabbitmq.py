@@ -83,6 +83,11 @@ class RabbitServer(ABC):
         self._manage("PUT", f"permissions/{quote(name, safe='')}/{user}", json=everything)
         return self.url_of(name)
 
+    def take_rights_away(self, vhost: str) -> None:
+        """Leave our user none in it; `create_vhost` gives them again."""
+        user = urlsplit(self.url).username
+        self._manage("DELETE", f"permissions/{quote(vhost, safe='')}/{user}")
+
     def delete_vhost(self, name: str) -> None:
         self._manage("DELETE", f"vhosts/{quote(name, safe='')}")
 

@@ -482,6 +482,19 @@ def test_logs_are_json_and_carry_the_event_id(world: OutboxWorld, start_relay: S
     assert {line["process"] for line in lines} == {"relay"}
 
 
+def test_a_broker_that_has_once_taken_it_in_is_waited_for_whatever_it_says_later(
+    start_relay: StartRelay, rabbit_server: RabbitServer, vhost: str
+) -> None:
+    start_relay().wait_log("relay.leading")
+    standby = start_relay()
+    standby.wait_log("relay.standing_by")
+    rabbit_server.take_rights_away(vhost)
+    standby.wait_log("ACCESS_REFUSED")
+    standby.wait_log("RabbitMQ refuses this user, password or virtual host")
+    rabbit_server.create_vhost(vhost)
+    standby.wait_log("relay.standing_by", after=standby.wait_log("RabbitMQ refuses"))
+
+
 @pytest.mark.parametrize(
     ("setting", "wrong", "cure"),
     [

@@ -195,6 +195,10 @@ async def _run(database: Database, held: Held, places: Places, manner: Manner, s
     counts = await redrives.counts(database, redrive_id)
     typer.echo(f"{asked['state']}{printable(reason)}: {_told(counts)}")
     state: str = asked["state"]
+    if state == redrives.State.PAUSED:
+        typer.echo(
+            f"go on with: python -m consumers dead-letters redrives resume {redrive_id} --why ..."
+        )
     return state
 
 

@@ -361,6 +361,7 @@ def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_l
         wait_until(lambda: third_parties.calls("slack", accepted=False), "one fails again")
         interrupted.process.send_signal(signal.SIGINT)
         interrupted.wait_for("paused (its command was stopped): ")
+        interrupted.wait_for("go on with: python -m consumers dead-letters redrives resume ")
         assert interrupted.ends() == 1
     [told] = json_of(deliveries, "dead-letters", "redrives", "list")
     steering = ("dead-letters", "redrives")

@@ -25,6 +25,8 @@ def _draw_latency(results: dict[str, Any], file: Path) -> None:
         p99 = [one["p99_ms"] for one in points]
         axes.plot(loads, p99, "o:", color=line.get_color(), label=f"{name}, p99")
     axes.set(xscale="log", yscale="log", xlabel="events a second, each in its transaction")
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    axes.minorticks_off()
     axes.set_ylabel("commit to consumer, ms")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="x-small")

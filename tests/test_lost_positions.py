@@ -1,6 +1,7 @@
 """A relay whose position is lost publishes what is pending, and only that, and says so once."""
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ def test_a_renamed_outbox(world: OutboxWorld, start_relay: StartRelay) -> None:
     later = world.append(4)
     world.wait_all_published()
     relay.wait_log("dropped or renamed", after=said)
-    assert sorted(arrival.message_id for arrival in world.drain()) == sorted(former + later)
+    arrived = Counter(arrival.message_id for arrival in world.drain())
+    assert set(arrived) == set(former + later)
+    # the stream begins with the moment of the snapshot, whose event stands in both
+    assert arrived.total() <= len(former + later) + 1
 
 
 def test_a_handover_that_was_killed_is_begun_anew_by_a_successor(

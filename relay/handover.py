@@ -2,7 +2,7 @@
 The hand-over: publish what is pending, then tail the stream from the moment that was read.
 
 One snapshot read shows everything committed up to its time T and nothing after it; the stream,
-started at T, brings everything after. So there is no gap, whoever writes meanwhile. Used at the
+started behind T, brings everything after. So there is no gap, whoever writes meanwhile. Used at the
 first start and whenever the position is lost; it publishes what is pending, and only that.
 """
 

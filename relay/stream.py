@@ -154,7 +154,9 @@ def cluster_time_of(token: Mapping[str, Any]) -> Timestamp | None:
 
 def _start(position: Position) -> dict[str, Any]:
     if position.token is None:
-        return {"startAtOperationTime": position.cluster_time}
+        # the server begins with this moment, and all of it is behind the position
+        behind = Timestamp(position.cluster_time.time, position.cluster_time.inc + 1)
+        return {"startAtOperationTime": behind}
     # like resumeAfter, and good for the token of an invalidate too
     return {"startAfter": position.token}
 

@@ -305,18 +305,22 @@ async def test_turns_are_handed_out_one_interval_apart_however_many_ask(
         assert 9.0 < later - sooner <= 10.0
 
 
-async def test_whoever_has_little_time_waits_no_longer_for_a_turn(
-    destinations: Destinations,
-) -> None:
-    gate = Gate(
+def gate_of(destinations: Destinations, *, rate_per_second: float) -> Gate:
+    return Gate(
         destinations,
         SLACK,
         policy=BreakerPolicy(),
-        rate_per_second=0.1,
+        rate_per_second=rate_per_second,
         concurrency=4,
         worker="w",
         stop=Stop(),
     )
+
+
+async def test_whoever_has_little_time_waits_no_longer_for_a_turn(
+    destinations: Destinations,
+) -> None:
+    gate = gate_of(destinations, rate_per_second=0.1)
     await gate.look()
     admission = gate.admit()
     assert admission is not None
@@ -331,15 +335,7 @@ async def test_whoever_has_little_time_waits_no_longer_for_a_turn(
 async def test_a_third_party_that_wants_no_more_is_paused_until_an_operator_resumes_it(
     destinations: Destinations,
 ) -> None:
-    gate = Gate(
-        destinations,
-        SLACK,
-        policy=BreakerPolicy(),
-        rate_per_second=0,
-        concurrency=4,
-        worker="w",
-        stop=Stop(),
-    )
+    gate = gate_of(destinations, rate_per_second=0)
     assert gate.admit() is None, "nobody is called before the first look"
     await gate.look()
     admission = gate.admit()

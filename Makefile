@@ -28,7 +28,7 @@ test: setup ## every test, on real servers
 CAMPAIGN := $(if $(SEED),--seed $(SEED)) --first $(or $(FIRST),1) --rounds $(or $(ROUNDS),200)
 
 chaos: setup ## crash campaigns against the relay and the consumers (ROUNDS=200 SEED=n FIRST=1; WAITS=no: without the slow end)
-	@.venv/bin/python -m tests.chaos $(CAMPAIGN)
+	@.venv/bin/python -m tests.chaos.relay $(CAMPAIGN)
 	@.venv/bin/python -m tests.chaos.delivery $(CAMPAIGN) $(if $(filter no,$(WAITS)),--no-waits)
 
 bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)

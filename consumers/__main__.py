@@ -10,13 +10,14 @@ import typer
 
 from assistance.events import hint_routing_key
 from assistance.routing import RoutingTable
-from consumers import destinations_commands, unknown_commands
 from consumers import topology as broker
+from consumers.admin import dead_letters_cli, destinations_cli, needs_decision_cli, redrive_cli
+from consumers.admin.backlog_cli import overdue, resend
 from consumers.channels import Channel, UnknownChannel, find_channel, settings_table
 from consumers.database import GivenUp, insist, open_database
-from consumers.dead_letters import run_dead_letters
-from consumers.reconciler import Reconciler, run_reconciler, why
-from consumers.redrive_commands import dead_letters
+from consumers.delivery.worker import run_worker
+from consumers.maintenance.dead_letter_consumer import run_dead_letters
+from consumers.maintenance.reconciler import Reconciler, run_reconciler, why
 from consumers.settings import (
     DeadLetterSettings,
     ReconcilerSettings,
@@ -25,8 +26,6 @@ from consumers.settings import (
     destination_table,
     with_own,
 )
-from consumers.waiting_commands import overdue, resend
-from consumers.worker import run_worker
 from runtime.logs import set_up_logs
 from runtime.mongo import UnsuitableServer
 from runtime.rabbit import BrokerError, connect
@@ -41,10 +40,12 @@ from runtime.settings import (
 from runtime.shutdown import Stop
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-commands.add_typer(dead_letters, name="dead-letters")
-commands.add_typer(destinations_commands.commands, name="destinations")
-commands.add_typer(unknown_commands.commands, name="unknown")
-commands.command()(destinations_commands.routes)
+dead_letters_cli.commands.command()(redrive_cli.redrive)
+dead_letters_cli.commands.add_typer(redrive_cli.redrives, name="redrives")
+commands.add_typer(dead_letters_cli.commands, name="dead-letters")
+commands.add_typer(destinations_cli.commands, name="destinations")
+commands.add_typer(needs_decision_cli.commands, name="unknown")
+commands.command()(destinations_cli.routes)
 commands.command()(resend)
 commands.command()(overdue)
 

@@ -13,7 +13,7 @@ from typing import Any
 from bson.errors import InvalidBSON
 
 from outbox.state import State
-from relay.settling import Entry, Fate
+from relay.window import Entry, Fate
 from runtime.mongo import ANY_WRITER, Database
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]

@@ -13,7 +13,7 @@ from bson.errors import BSONError
 from outbox.errors import UnfitEvent
 from outbox.event import key_of, read_event
 from relay.checkpoint import Position
-from relay.settling import Entry
+from relay.window import Entry
 from runtime.mongo import ANY_WRITER, Document
 from runtime.undecodable import Undecodable
 

@@ -15,7 +15,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.intake import is_addressable
-from relay.settling import Entry, Fate
+from relay.window import Entry, Fate
 from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, named
 
 DOCUMENT_VALIDATION_FAILURE = 121

@@ -9,7 +9,7 @@ from loguru import logger
 
 from outbox.event import Event
 from relay.report import Report
-from relay.settling import PAUSED, Entry, Fate, Window
+from relay.window import PAUSED, Entry, Fate, Window
 from runtime.rabbit import BrokerGone, Channel, Unpublishable
 
 #: A broker that owes a confirm for so long, and has not said that it is blocked, is given up.

@@ -22,7 +22,6 @@ from outbox.collection import INDEXES
 from outbox.state import PENDING_STATES
 from relay import operations
 from relay.checkpoint import Checkpoint, Deposed, Position
-from relay.handover import SnapshotExpired, read_pending
 from relay.held import HeldKeys
 from relay.intake import entry_of, is_addressable
 from relay.leadership import StandbyLost, Stopped, hold_lock
@@ -31,10 +30,11 @@ from relay.monitoring import monitored_relay
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
 from relay.release import Release
 from relay.report import Leadership, Report
+from relay.resync import SnapshotExpired, read_pending
 from relay.settings import RelaySettings
-from relay.settling import Entry, Fate, Window
 from relay.stream import PIPELINE, Change, OutboxStream, PositionLost
 from relay.sweep import Sweep
+from relay.window import Entry, Fate, Window
 from runtime.mongo import (
     Client,
     Database,

@@ -14,7 +14,7 @@ from relay.held import HeldKeys
 from relay.marks import Marks
 from relay.publisher import Publisher
 from relay.report import Report
-from relay.settling import Entry, Window
+from relay.window import Entry, Window
 from runtime.mongo import CommitUnknown, Database
 
 WISH_POLL_SECONDS = 1.0

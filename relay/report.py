@@ -13,7 +13,7 @@ from time import monotonic, time
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from relay.checkpoint import Checkpoint
-from relay.settling import Entry, Fate, Window
+from relay.window import Entry, Fate, Window
 from runtime.rabbit import Connection
 
 #: What keeps the relay waiting for longer is told; less happens to everybody.

@@ -16,8 +16,8 @@ from service.body_limit import BodyLimit
 from service.health import health_router
 from service.readiness import Readiness
 from service.request_log import RequestLog, note
-from service.requests import Requests
 from service.settings import ServiceSettings
+from service.store import Requests
 
 DESCRIPTION = (
     "Takes requests for assistance and hands each one to the right team. A request that was "

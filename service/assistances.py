@@ -14,13 +14,13 @@ from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
 from assistance.routing import Routing
 from outbox.trace import trace_headers
 from service import problems
-from service.answers import EXAMPLE_DESCRIPTION, EXAMPLE_PATH, PATH, Accepted
 from service.api_keys import API_KEY_HEADER, ApiKeys, guarded_by
 from service.idempotency import REPLAYED_HEADER, Receipt, idempotency_key, receipt
 from service.readiness import Readiness
 from service.reading import add_reads
 from service.request_log import note
-from service.requests import Requests
+from service.schemas import EXAMPLE_DESCRIPTION, EXAMPLE_PATH, PATH, Accepted
+from service.store import Requests
 
 
 def assistances_router(

@@ -6,7 +6,9 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 
 from service import problems
-from service.answers import (
+from service.listing import PAGE_LIMIT, Filters, link_to_next, query_of
+from service.request_log import note
+from service.schemas import (
     EXAMPLE_PATH,
     PATH,
     Assistance,
@@ -15,9 +17,7 @@ from service.answers import (
     assistance,
     timeline_answer,
 )
-from service.listing import PAGE_LIMIT, Filters, link_to_next, query_of
-from service.request_log import note
-from service.requests import Requests
+from service.store import Requests
 
 
 def add_reads(router: APIRouter, requests: Requests) -> None:

@@ -11,11 +11,15 @@ from pymongo import MongoClient
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
 from sandbox.servers import Servers, find_mongo, find_rabbit, find_servers
-from tests.helpers import OurProcess, group_members
+from tests.support.processes import OurProcess, group_members
 
 RunProcess = Callable[..., OurProcess]
 
-pytest_plugins = ["tests.third_parties", "tests.deliveries", "tests.outbox_world"]
+pytest_plugins = [
+    "tests.support.third_parties",
+    "tests.support.deliveries",
+    "tests.support.outbox_world",
+]
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()
 

@@ -17,14 +17,14 @@ from sandbox.errors import SandboxError
 from sandbox.mongodb import LocalMongo
 from sandbox.rabbitmq import LocalRabbit
 from sandbox.servers import Servers, find_mongo, find_rabbit
-from tests.chaos.__main__ import LOCAL
 from tests.chaos.delivery.blows import end_transactions_soon
 from tests.chaos.delivery.campaign import run_campaign
 from tests.chaos.delivery.mortal import FAULTS
 from tests.chaos.delivery.plan import WORKERS, draw_plan
 from tests.chaos.delivery.waits import WAITS, Stage
-from tests.deliveries import Deliveries
-from tests.third_parties import running_third_parties
+from tests.chaos.relay.__main__ import LOCAL
+from tests.support.deliveries import Deliveries
+from tests.support.third_parties import running_third_parties
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -12,7 +12,7 @@ from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import LocalRabbit, RabbitServer
 from tests.chaos.delivery.cast import DEAD_LETTERS, PATIENCE_SECONDS, RECONCILER, RELAY, Cast
 from tests.chaos.delivery.plan import WORKERS, Blow
-from tests.helpers import wait_until
+from tests.support.waiting import wait_until
 
 WAITING_COUNT = 5
 FREEZE_SECONDS = 6.0

@@ -19,15 +19,15 @@ from runtime.mongo import open_client
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
 from service.audit import balance
-from tests.chaos.campaign import REPOSITORY
 from tests.chaos.delivery.blows import Blows
 from tests.chaos.delivery.cast import Cast
 from tests.chaos.delivery.load import load, now
 from tests.chaos.delivery.plan import OUTLASTS_LEASES, WORKERS, Blow, Round
 from tests.chaos.delivery.verdict import Call, Evidence, Verdict, decide, not_come_again
-from tests.deliveries import Deliveries, email_settings, slack_settings
-from tests.helpers import wait_until
-from tests.third_parties import ThirdParties
+from tests.support.deliveries import Deliveries, email_settings, slack_settings
+from tests.support.paths import REPOSITORY
+from tests.support.third_parties import ThirdParties
+from tests.support.waiting import wait_until
 
 #: Shorter than the minute for which a hint is trusted: one that is lost must not be healed unseen.
 SETTLING_SECONDS = 50.0

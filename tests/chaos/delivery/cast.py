@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.chaos.delivery.mortal import ARRIVALS, DEATHS, ORDERS
 from tests.chaos.delivery.plan import WORKERS, Order
 from tests.chaos.delivery.verdict import Death
-from tests.helpers import OurProcess, wait_until
+from tests.support.processes import OurProcess
+from tests.support.waiting import wait_until
 
 PATIENCE_SECONDS = 60.0
 COMMAND_SECONDS = 60.0

@@ -11,7 +11,7 @@ from pymongo.errors import PyMongoError
 
 from assistance.collection import ASSISTANCES
 from outbox.collection import OUTBOX
-from tests.deliveries import Deliveries, new_request
+from tests.support.deliveries import Deliveries, new_request
 
 WRITERS_COUNT = 2
 REST_SECONDS = 0.5

@@ -25,11 +25,11 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
-import consumers.ledger
+import consumers.delivery.ledger
 from assistance.verdict import Done, Verdict
 from consumers.__main__ import commands
 from consumers.channels import Message as Words
-from consumers.worker import Worker
+from consumers.delivery.worker import Worker
 from runtime.mongo import Client, Session
 from runtime.rabbit import Channel, Message
 from tests.chaos.delivery.plan import Order, Point
@@ -116,7 +116,7 @@ def make_mortal(life: Life) -> None:
     patched: Any = Worker
     handle, claim, call = patched.handle, patched._claim, patched._call
     send, record = patched._send, patched._record
-    ledger: Any = consumers.ledger
+    ledger: Any = consumers.delivery.ledger
     in_transaction = ledger.in_transaction
     recording: ContextVar[str] = ContextVar("recording", default="")
 

@@ -18,15 +18,15 @@ from assistance.retry_policy import DEFAULT_DELAYS_SECONDS
 from consumers.topology import deliveries_queue
 from outbox.collection import OUTBOX
 from sandbox.rabbitmq import RabbitServer
-from tests.chaos.campaign import REPOSITORY
 from tests.chaos.delivery.blows import VHOST
 from tests.chaos.delivery.campaign import read_books
 from tests.chaos.delivery.cast import Cast
 from tests.chaos.delivery.load import accept
 from tests.chaos.delivery.plan import Order, Point
-from tests.deliveries import Deliveries, email_settings, slack_settings
-from tests.helpers import wait_until
-from tests.third_parties import ThirdParties
+from tests.support.deliveries import Deliveries, email_settings, slack_settings
+from tests.support.paths import REPOSITORY
+from tests.support.third_parties import ThirdParties
+from tests.support.waiting import wait_until
 
 DEAD_SLACK_SECONDS = 300
 #: The longest wait between two probes of what is down, with its jitter, and then some.

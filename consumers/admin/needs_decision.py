@@ -1,0 +1,168 @@
+"""
+Deliveries of which nobody knows whether the third party has them, and which wait for a person.
+
+    sent    it has it: closed as succeeded, as if its answer had come
+    again   it has not, or may have it twice: due at once, with a new hint and the same idempotency
+            key, and with all its attempts before it
+
+Each decision is one transaction with its event and its record.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from assistance import events
+from assistance.collection import ASSISTANCES
+from assistance.delivery import (
+    Delivery,
+    DeliveryState,
+    hint_patience_seconds,
+)
+from assistance.request import Request, Status, delivery_to, status_of
+from consumers.database import server_time
+from consumers.delivery.updates import NOW, change, given
+from outbox.collection import OUTBOX
+from runtime.mongo import Database, Session, in_transaction
+from runtime.operations import NothingToDo, Operator, record_done
+
+TRANSACTION_SECONDS = 10.0
+
+UNDECIDED = {"deliveries.state": DeliveryState.NEEDS_DECISION.value}
+
+
+class Unknowns:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._requests = database[ASSISTANCES]
+
+    async def undecided(self, limit: int) -> list[tuple[Request, Delivery]]:
+        """Those that wait for a person, the oldest requests first; without descriptions."""
+        cursor = self._requests.find(
+            {"status": Status.ACCEPTED.value, **UNDECIDED},
+            {"description": False},
+            sort=[("created_at", 1)],
+            limit=limit,
+        )
+        return [
+            (request, delivery)
+            async for request in cursor
+            for delivery in request["deliveries"]
+            if delivery["state"] == DeliveryState.NEEDS_DECISION
+        ]
+
+    async def sent(self, request_id: str, destination: str, operator: Operator) -> None:
+        """Close it as succeeded. Raises NothingToDo."""
+        now = await server_time(self._database)
+
+        async def write(session: Session) -> None:
+            request = await self._undecided(request_id, destination, session)
+            status = status_of(
+                [
+                    DeliveryState.SUCCEEDED.value
+                    if delivery["destination"] == destination
+                    else delivery["state"]
+                    for delivery in request["deliveries"]
+                ]
+            )
+            facts = [] if status is Status.ACCEPTED else [_fact(request, status, now)]
+            changed = change(
+                destination,
+                {"state": given(DeliveryState.SUCCEEDED.value)},
+                {
+                    "status": given(status.value),
+                    "version": given(request["version"] + len(facts)),
+                    "updated_at": given(now),
+                },
+            )
+            await self._write(request, changed, facts, session)
+            await self._record("unknown_sent", request_id, destination, operator, session)
+
+        await self._in_transaction(write)
+
+    async def again(self, request_id: str, destination: str, operator: Operator) -> None:
+        """Have it tried once more. Raises NothingToDo."""
+        now = await server_time(self._database)
+
+        async def write(session: Session) -> None:
+            request = await self._undecided(request_id, destination, session)
+            delivery = delivery_to(request, destination)
+            assert delivery is not None
+            hint = events.hint(
+                request_id=request_id,
+                destination=destination,
+                seq=request["version"] + 1,
+                now=now,
+                cause=delivery["hint_event"],
+                trace=request.get("trace"),
+            )
+            changed = change(
+                destination,
+                {
+                    "state": given(DeliveryState.WAITING.value),
+                    "due_at": NOW,
+                    "attempts_counted": given(0),
+                    "hint_event": given(hint["_id"]),
+                    "hints": given(1),
+                    "hint_until": {"$add": [NOW, int(hint_patience_seconds(1) * 1000)]},
+                },
+                {"version": given(request["version"] + 1), "updated_at": given(now)},
+            )
+            await self._write(request, changed, [hint], session)
+            await self._record("unknown_again", request_id, destination, operator, session)
+
+        await self._in_transaction(write)
+
+    async def _undecided(self, request_id: str, destination: str, session: Session) -> Request:
+        request: Request | None = await self._requests.find_one(
+            {"_id": request_id}, session=session
+        )
+        delivery = delivery_to(request, destination) if request else None
+        if request is None or delivery is None:
+            raise NothingToDo(f"no request {request_id} with a delivery to {destination!r}")
+        if delivery["state"] != DeliveryState.NEEDS_DECISION:
+            raise NothingToDo(
+                f"the delivery of {request_id} to {destination} is {delivery['state']}: "
+                "nothing is to be decided, and nothing was changed"
+            )
+        return request
+
+    async def _write(
+        self,
+        request: Request,
+        changed: Sequence[Mapping[str, Any]],
+        appended: Sequence[Mapping[str, Any]],
+        session: Session,
+    ) -> None:
+        # read in the same transaction: whoever else writes it makes this one begin anew
+        await self._requests.update_one({"_id": request["_id"]}, changed, session=session)
+        if appended:
+            await self._database[OUTBOX].insert_many(appended, session=session)
+
+    async def _record(
+        self, what: str, request_id: str, destination: str, operator: Operator, session: Session
+    ) -> None:
+        await record_done(
+            self._database,
+            what,
+            operator,
+            request_id=request_id,
+            destination=destination,
+            result="done",
+            session=session,
+        )
+
+    async def _in_transaction(self, write: Any) -> None:
+        await in_transaction(self._database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+
+
+def _fact(request: Request, status: Status, now: datetime) -> dict[str, Any]:
+    return events.fact(
+        events.FACT_OF_STATUS[status],
+        request_id=request["_id"],
+        topic=request["topic"],
+        status=status,
+        seq=request["version"] + 1,
+        now=now,
+        trace=request.get("trace"),
+    )

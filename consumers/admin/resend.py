@@ -1,0 +1,210 @@
+"""
+After a known loss on the broker: the hint of every open delivery is sent again, once and at a rate.
+
+The reconciler would find them all in time, but it trusts each hint for up to an hour. Left alone
+are those that a worker holds, that are not due yet, whose newest hint the relay has still to
+publish, and those of destinations that are paused or down: none of them is lost.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+from pymongo.errors import DuplicateKeyError
+
+from assistance.collection import ASSISTANCES
+from assistance.delivery import Delivery, DeliveryState, is_open
+from assistance.request import Request
+from consumers.admin.pace import Pace
+from consumers.database import insist, server_time
+from consumers.delivery.hints import Hints, Owed, Step
+from consumers.delivery.updates import NOW
+from runtime.mongo import Database
+from runtime.operations import OPERATIONS, NothingToDo, Operator, operation
+from runtime.shutdown import Stop
+
+RESEND = "resend"
+
+LEASE_MS = 60_000
+
+#: So many requests are read at once.
+PART_COUNT = 100
+
+TICK_SECONDS = 0.05
+
+
+class Answer(StrEnum):
+    """What came of an open delivery, in an operator's words."""
+
+    SENT = "sent"
+    IN_FLIGHT = "in flight"
+    DUE_LATER = "due later"
+    TO_BE_PUBLISHED = "its hint is still the relay's to publish"
+    RESTING = "its destination is paused or down"
+    NEEDS_DECISION = "needs a decision"
+    OVERTAKEN = "seen to meanwhile"
+
+
+def why_not_sent(
+    delivery: Delivery, *, now: datetime, resting: Collection[str], unsettled: Collection[str]
+) -> Answer | None:
+    """
+    None where a new hint is to wake somebody.
+
+    unsettled: the events that the relay has still to publish.
+    """
+    if delivery["state"] == DeliveryState.NEEDS_DECISION:
+        return Answer.NEEDS_DECISION
+    lease_until = delivery["lease_until"]
+    if lease_until is not None and lease_until > now:
+        return Answer.IN_FLIGHT
+    if delivery["due_at"] > now:
+        return Answer.DUE_LATER
+    if delivery["destination"] in resting:
+        return Answer.RESTING
+    if delivery["hint_event"] in unsettled:
+        return Answer.TO_BE_PUBLISHED
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """
+    destinations: only these; all when empty.
+    resting: finds out which of them are paused or down.
+    """
+
+    destinations: Collection[str]
+    rate_per_second: float
+    resting: Callable[[], Awaitable[Collection[str]]]
+
+
+async def resend(
+    database: Database, wanted: Wanted, operator: Operator, stop: Stop
+) -> dict[str, int]:
+    """
+    How many open deliveries got which answer; recorded with who and why.
+
+    A stop ends it early. Raises NothingToDo while another resend runs.
+    """
+    operation_id = await _begin(database, wanted, operator)
+    answers: Counter[str] = Counter()
+    pace = Pace(wanted.rate_per_second)
+    try:
+        ids = await insist(partial(_open_ids, database), stop)
+        for start in range(0, len(ids), PART_COUNT):
+            part = ids[start : start + PART_COUNT]
+            look = partial(_look, database, part, wanted)
+            for request, undecided in await insist(look, stop):
+                answers += Counter(answer.value for answer in undecided.values() if answer)
+                to_send = [name for name, answer in undecided.items() if answer is None]
+                while not stop.requested and not pace.take(1):
+                    await stop.rest(TICK_SECONDS)
+                if stop.requested:
+                    return dict(answers)
+                answers += await _send(database, request, to_send, stop)
+            await _renew(database, operation_id)
+    finally:
+        await _end(database, operation_id, answers)
+    return dict(answers)
+
+
+async def _open_ids(database: Database) -> list[str]:
+    """The requests that anybody has to look at, in the order of their index."""
+    dated = {"next_due_at": {"$type": "date"}}
+    cursor = database[ASSISTANCES].find(dated, {"_id": True}, sort=[("next_due_at", 1)])
+    return [request["_id"] async for request in cursor]
+
+
+async def _look(
+    database: Database, ids: Sequence[str], wanted: Wanted
+) -> list[tuple[Request, Mapping[str, Answer | None]]]:
+    """Each request with its open deliveries, and why they are left alone."""
+    requests: list[Request] = await (
+        database[ASSISTANCES].find({"_id": {"$in": list(ids)}}, {"description": False}).to_list()
+    )
+    chosen = {
+        request["_id"]: [
+            delivery
+            for delivery in request["deliveries"]
+            if is_open(delivery)
+            and (not wanted.destinations or delivery["destination"] in wanted.destinations)
+        ]
+        for request in requests
+    }
+    hints = [delivery["hint_event"] for some in chosen.values() for delivery in some]
+    unsettled = await Hints(database).unsettled(hints)
+    resting, now = await wanted.resting(), await server_time(database)
+    return [
+        (
+            request,
+            {
+                delivery["destination"]: why_not_sent(
+                    delivery, now=now, resting=resting, unsettled=unsettled
+                )
+                for delivery in chosen[request["_id"]]
+            },
+        )
+        for request in requests
+        if chosen[request["_id"]]
+    ]
+
+
+async def _send(
+    database: Database, request: Request, destinations: Collection[str], stop: Stop
+) -> Counter[str]:
+    """One after the other: each new hint bumps the version that the next relies on."""
+    answers: Counter[str] = Counter()
+    hints, version = Hints(database), request["version"]
+    for delivery in request["deliveries"]:
+        if delivery["destination"] in destinations:
+            owed = Owed(request["_id"], version, delivery, Step.SEND, request.get("trace"))
+            now = await insist(partial(server_time, database), stop)
+            sent = await insist(partial(hints.send, owed, now), stop)
+            version += sent is not None
+            answers[(Answer.SENT if sent else Answer.OVERTAKEN).value] += 1
+    return answers
+
+
+async def _begin(database: Database, wanted: Wanted, operator: Operator) -> str:
+    operations = database[OPERATIONS]
+    given_up = {"what": RESEND, "open": True, "$expr": {"$lte": ["$lease_until", NOW]}}
+    await operations.update_one(
+        given_up, {"$set": {"result": "its command was lost"}, "$unset": {"open": True}}
+    )
+    asked = operation(
+        RESEND,
+        operator,
+        destinations=sorted(wanted.destinations),
+        rate_per_second=wanted.rate_per_second,
+        open=True,
+        lease_until=None,
+    )
+    try:
+        await operations.insert_one(asked)
+    except DuplicateKeyError:
+        other: dict[str, Any] = await operations.find_one({"what": RESEND, "open": True}) or {}
+        raise NothingToDo(
+            f"a resend asked for by {other.get('who', 'somebody')} is running; nothing was sent"
+        ) from None
+    operation_id: str = asked["_id"]
+    await _renew(database, operation_id)
+    return operation_id
+
+
+async def _renew(database: Database, operation_id: str) -> None:
+    lease_until = {"$add": [NOW, LEASE_MS]}
+    await database[OPERATIONS].update_one(
+        {"_id": operation_id, "open": True}, [{"$set": {"lease_until": lease_until}}]
+    )
+
+
+async def _end(database: Database, operation_id: str, answers: Mapping[str, int]) -> None:
+    done = {"result": dict(answers), "carried_out_at": datetime.now(UTC)}
+    await database[OPERATIONS].update_one(
+        {"_id": operation_id}, {"$set": done, "$unset": {"open": True}}
+    )

@@ -1,0 +1,243 @@
+"""
+What all workers of a destination share, one document each in the collection `destinations`:
+whether it is down or paused, who may probe it, and when its next call may be made.
+
+Read about once a second by each worker, and written only when it changes; a destination with a
+rate costs one update a call. The server's clock decides.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from pymongo import ReturnDocument
+
+from assistance.breaker import BreakerState, DestinationState, Pause, is_resting
+from assistance.collection import ASSISTANCES, DESTINATIONS
+from assistance.delivery import OPEN_STATES
+from consumers.delivery.updates import NOW, given
+from runtime.mongo import Database, Session, in_transaction
+from runtime.operations import Operator, record_done
+
+#: A probe that lasts longer keeps its right by asking again, which its worker does each second.
+PROBE_SECONDS = 10.0
+
+TRANSACTION_SECONDS = 10.0
+
+_CLOSED: Mapping[str, Any] = {
+    "state": BreakerState.CLOSED.value,
+    "openings": 0,
+    "open_until": None,
+    "probe_by": None,
+    "probe_until": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """now: by the server's clock."""
+
+    state: DestinationState
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Open deliveries; oldest_age_seconds counts from when the request was accepted."""
+
+    count: int
+    oldest_age_seconds: float
+
+
+class Destinations:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._destinations = database[DESTINATIONS]
+
+    async def look(self, name: str) -> Seen:
+        """Its state; makes the document where there is none, for the updates below to find."""
+        found = await self._read({"_id": name})
+        if not found:
+            unwritten = {**_CLOSED, "since": None, "reason": ""}
+            await self._destinations.update_one(
+                {"_id": name}, {"$setOnInsert": unwritten}, upsert=True
+            )
+            found = await self._read({"_id": name})
+        return _seen(found[0])
+
+    async def all(self) -> dict[str, Seen]:
+        found = await self._read({})
+        return {state["_id"]: _seen(state) for state in found}
+
+    async def resting(self) -> dict[str, Seen]:
+        """Those that are paused or down."""
+        return {name: seen for name, seen in (await self.all()).items() if is_resting(seen.state)}
+
+    async def open(
+        self, name: str, reason: str, wait_seconds: float, *, probe_by: str | None
+    ) -> None:
+        """
+        Let nobody call for so long.
+
+        probe_by: the worker whose probe failed; another's wait is not prolonged by it. Without,
+        only a closed breaker opens, or one whose wait would end sooner.
+        """
+        until = _after(wait_seconds)
+        mine = (
+            {"probe_by": probe_by}
+            if probe_by
+            else {"$expr": {"$lt": [{"$ifNull": ["$open_until", given(None)]}, until]}}
+        )
+        first = {"$ne": ["$state", BreakerState.OPEN.value]}
+        openings = {"$add": ["$openings", 1]} if probe_by else "$openings"
+        await self._destinations.update_one(
+            {"_id": name, **mine},
+            [
+                {
+                    "$set": {
+                        "state": BreakerState.OPEN.value,
+                        "since": {"$cond": [first, NOW, "$since"]},
+                        "reason": given(reason),
+                        "openings": {"$cond": [first, 1, openings]},
+                        "open_until": until,
+                        "probe_by": None,
+                        "probe_until": None,
+                    }
+                }
+            ],
+        )
+
+    async def close(self, name: str, *, probe_by: str) -> bool:
+        """After a probe that was answered; whether the right to probe was still ours."""
+        answer = await self._destinations.update_one(
+            {"_id": name, "probe_by": probe_by},
+            [{"$set": {**_CLOSED, "since": NOW, "reason": ""}}],
+        )
+        return bool(answer.matched_count)
+
+    async def take_probe(self, name: str, worker: str) -> bool:
+        """The right to let one message through, or more time for it; one worker's at a time."""
+        free = {"$lte": [{"$ifNull": ["$probe_until", NOW]}, NOW]}
+        answer = await self._destinations.update_one(
+            {
+                "_id": name,
+                "state": BreakerState.OPEN.value,
+                "paused": None,
+                "$expr": {
+                    "$and": [
+                        {"$lte": ["$open_until", NOW]},
+                        {"$or": [free, {"$eq": ["$probe_by", given(worker)]}]},
+                    ]
+                },
+            },
+            [{"$set": {"probe_by": given(worker), "probe_until": _after(PROBE_SECONDS)}}],
+        )
+        return bool(answer.matched_count)
+
+    async def next_slot(self, name: str, interval_seconds: float) -> float:
+        """Take the next moment at which a call may be made; how many seconds it is away."""
+        interval_ms = max(round(interval_seconds * 1000), 1)
+        free_at = {"$max": [{"$ifNull": ["$slot_at", NOW]}, NOW]}
+        taken = await self._destinations.find_one_and_update(
+            {"_id": name},
+            [{"$set": {"slot_at": {"$add": [free_at, interval_ms]}, "slot_asked_at": NOW}}],
+            {"slot_at": 1, "slot_asked_at": 1},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        ahead = (taken["slot_at"] - taken["slot_asked_at"]).total_seconds()
+        return max(float(ahead) - interval_ms / 1000, 0.0)
+
+    async def disable(self, name: str, reason: str) -> None:
+        """A pause that the third party asked for itself."""
+        pause = {"who": given("the third party"), "why": given(reason), "since": NOW}
+        await self._destinations.update_one(
+            {"_id": name, "paused": None}, [{"$set": {"paused": pause}}]
+        )
+
+    async def pause(self, name: str, operator: Operator) -> bool:
+        """Call nobody until somebody resumes it; whether it was not paused before. Recorded."""
+
+        async def write(session: Session) -> bool:
+            pause = {"who": given(operator.who), "why": given(operator.why), "since": NOW}
+            before = await self._destinations.find_one({"_id": name}, session=session)
+            if before and before.get("paused"):
+                return False
+            await self._destinations.update_one(
+                {"_id": name}, [{"$set": {"paused": pause}}], upsert=True, session=session
+            )
+            await self._record("pause_destination", operator, name, "paused", session)
+            return True
+
+        return await self._in_transaction(write)
+
+    async def resume(self, name: str, operator: Operator) -> bool:
+        """End its pause and close its breaker; whether there was anything to end. Recorded."""
+
+        async def write(session: Session) -> bool:
+            before: DestinationState | None = await self._destinations.find_one(
+                {"_id": name}, session=session
+            )
+            if before is None or not is_resting(before):
+                return False
+            await self._destinations.update_one(
+                {"_id": name},
+                [{"$set": {**_CLOSED, "since": NOW, "reason": "", "paused": None}}],
+                session=session,
+            )
+            pause: Pause | None = before.get("paused")
+            was = f"was paused: {pause['why']}" if pause else f"was down: {before['reason']}"
+            await self._record("resume_destination", operator, name, was, session)
+            return True
+
+        return await self._in_transaction(write)
+
+    async def waiting(self) -> dict[str, Waiting]:
+        """What waits for each destination for which anything does."""
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"status": "accepted"}},
+            {"$project": {"created_at": 1, "deliveries.destination": 1, "deliveries.state": 1}},
+            {"$unwind": "$deliveries"},
+            {"$match": {"deliveries.state": {"$in": list(OPEN_STATES)}}},
+            {
+                "$group": {
+                    "_id": "$deliveries.destination",
+                    "count": {"$sum": 1},
+                    "oldest_age_ms": {"$max": {"$subtract": [NOW, "$created_at"]}},
+                }
+            },
+        ]
+        return {
+            # the clock of whoever accepted it may run ahead
+            found["_id"]: Waiting(found["count"], max(found["oldest_age_ms"] / 1000, 0.0))
+            async for found in self._database[ASSISTANCES].aggregate(pipeline)
+        }
+
+    async def _read(self, query: Mapping[str, Any]) -> list[Any]:
+        # which is the server's time, and comes with what it is compared with
+        found: list[Any] = await self._destinations.aggregate(
+            [{"$match": dict(query)}, {"$set": {"now": NOW}}]
+        ).to_list(None)
+        return found
+
+    async def _record(
+        self, what: str, operator: Operator, name: str, result: str, session: Session
+    ) -> None:
+        await record_done(
+            self._database, what, operator, destination=name, result=result, session=session
+        )
+
+    async def _in_transaction(self, write: Callable[[Session], Awaitable[bool]]) -> bool:
+        return await in_transaction(
+            self._database.client, write, deadline_seconds=TRANSACTION_SECONDS
+        )
+
+
+def _seen(found: dict[str, Any]) -> Seen:
+    now: datetime = found.pop("now")
+    return Seen(cast("DestinationState", found), now)
+
+
+def _after(seconds: float) -> dict[str, Any]:
+    return {"$add": [NOW, round(seconds * 1000)]}

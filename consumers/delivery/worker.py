@@ -1,0 +1,313 @@
+"""
+One destination's worker.
+
+    receive -> claim -> call -> record -> acknowledge
+
+The message is only a hint: the ledger says whether there is something to do. The third party is
+called under a claim and outside any transaction; the outcome is in MongoDB before the broker is
+told. A crash at any point costs at most a repeated call, never a request.
+"""
+
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+from time import monotonic
+
+from loguru import logger
+from pymongo.errors import PyMongoError
+
+from assistance.delivery import Ask, Failed, Succeeded, TryAgain
+from assistance.events import read_hint
+from assistance.verdict import Later, Unknown, Verdict
+from consumers import channels, topology
+from consumers.database import GivenUp, insist, open_database
+from consumers.delivery.destinations import Destinations
+from consumers.delivery.gate import Admission, Gate, as_recorded, rate_per_second
+from consumers.delivery.hints import Hints
+from consumers.delivery.ledger import (
+    NONE_LEFT,
+    WORKER_LOST,
+    Claim,
+    Ledger,
+    Recorded,
+    Refusal,
+    Refused,
+    verdict_word,
+)
+from consumers.delivery.metrics import AttemptMetrics
+from consumers.delivery.subscriber import NotNow, Receiver, Subscription, where
+from consumers.settings import FIRST_PAUSE_SECONDS, DestinationSettings, WorkerSettings
+from outbox.errors import UndecodableBody
+from runtime.mongo import new_owner
+from runtime.monitoring import monitored
+from runtime.rabbit import Channel, Message
+from runtime.retry import call_again
+from runtime.shutdown import Stop
+
+NOT_CALLED = Later("lease_spent", counts=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    event_id: str
+    request_id: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    verdict: Verdict
+    calls: int
+    duration_seconds: float
+
+
+class Worker:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        destination: str,
+        third_party: channels.Channel,
+        ledger: Ledger,
+        hints: Hints,
+        gate: Gate,
+        metrics: AttemptMetrics,
+        stop: Stop,
+    ) -> None:
+        self._settings = settings
+        self._destination = destination
+        self._third_party = third_party
+        self._ledger = ledger
+        self._hints = hints
+        self._gate = gate
+        self._metrics = metrics
+        self._stop = stop
+
+    async def handle(self, message: Message, queue: Channel) -> None:
+        hint = self._receive(message)
+        if hint is None:
+            queue.dead_letter(message)
+            return
+        admission = self._gate.admit()
+        if admission is None:
+            raise NotNow
+        with logger.contextualize(request_id=hint.request_id, event_id=hint.event_id):
+            try:
+                await self._wait_for_turn(hint, admission)
+                claim = await self._claim(hint)
+                if claim is not None:
+                    outcome = await self._call(claim, admission)
+                    await self._record(claim, outcome, admission)
+            except PyMongoError as error:
+                # refused for good, so not for us to repeat: the reconciler finds the delivery due
+                logger.error("delivery.refused_by_mongodb", error=where(error))
+        queue.ack(message)
+
+    def _receive(self, message: Message) -> Hint | None:
+        try:
+            hint = Hint(*read_hint(message.body))
+        except UndecodableBody as error:
+            logger.warning("message.refused", event_id=message.message_id, reason=str(error))
+            return None
+        if hint.destination != self._destination:
+            reason = f"a hint for {hint.destination!r} in the queue of {self._destination!r}"
+            logger.warning("message.refused", event_id=hint.event_id, reason=reason)
+            return None
+        return hint
+
+    async def _wait_for_turn(self, hint: Hint, admission: Admission) -> None:
+        """Where there is a rate, and something to call for: a spent hint takes up no turn."""
+        if not self._gate.has_rate:
+            return
+        due = await insist(
+            lambda: self._ledger.may_be_claimed(hint.request_id, hint.destination), self._stop
+        )
+        if due and not await self._gate.slot(admission):
+            raise NotNow
+
+    async def _claim(self, hint: Hint) -> Claim | None:
+        """The claim, or None when there is nothing to do; then the hint is spent."""
+
+        async def try_to_claim() -> Claim | Refused:
+            claim = await self._ledger.claim(hint.request_id, hint.destination)
+            if claim == Refused(Refusal.NOT_DUE):
+                await self._hints.spend(hint.request_id, hint.destination, hint.event_id)
+            return claim
+
+        claim = await insist(try_to_claim, self._stop)
+        if isinstance(claim, Claim):
+            return claim
+        level = "WARNING" if claim.reason is Refusal.UNKNOWN_REQUEST else "DEBUG"
+        logger.log(level, "delivery.not_claimed", reason=claim.reason.value)
+        return None
+
+    async def _call(self, claim: Claim, admission: Admission) -> Outcome:
+        """
+        Call until the answer is good, or hopeless, or tries or time are used up.
+
+        Only what failed for sure is called for again at once; an answer that was lost is not, and
+        a third party that asked for a wait gets it from the ledger. A probe is one call.
+        """
+        if claim.lost:
+            return Outcome(WORKER_LOST, calls=0, duration_seconds=0.0)
+        if claim.used_up:
+            return Outcome(NONE_LEFT, calls=0, duration_seconds=0.0)
+        verdict: Verdict = NOT_CALLED
+        calls = 0
+        began_at = monotonic()
+
+        async def call_once() -> Verdict:
+            nonlocal verdict, calls
+            spare_seconds = claim.seconds_left() - self._settings.longest_call_seconds
+            try:
+                if calls and not await self._gate.slot(admission, within_seconds=spare_seconds):
+                    return verdict
+            except GivenUp:
+                # the answer that there is already must not look like a lost one
+                return verdict
+            # this process may have been frozen: the lease may be somebody else's by now
+            if claim.seconds_left() > self._settings.longest_call_seconds:
+                calls += 1
+                verdict = await self._send(_message(claim))
+            return verdict
+
+        def may_pass(verdict: Verdict) -> bool:
+            return (
+                isinstance(verdict, Later)
+                and not verdict.retry_after_seconds
+                and not verdict.disables
+                and not admission.is_probe
+                and self._gate.holds(admission)
+                and not self._stop.requested
+            )
+
+        await call_again(
+            call_once,
+            while_=may_pass,
+            tries_limit=self._settings.call_tries,
+            first_delay_seconds=FIRST_PAUSE_SECONDS,
+        )
+        return Outcome(verdict, calls, monotonic() - began_at)
+
+    async def _send(self, message: channels.Message) -> Verdict:
+        try:
+            async with asyncio.timeout(self._settings.longest_call_seconds):
+                return await self._third_party.send(message)
+        except TimeoutError:
+            return Unknown("no_answer_in_time")
+        except Exception as error:  # noqa: BLE001  # a plug-in's fault must not end the worker
+            logger.error("channel.broken", error=where(error))
+            return Unknown("channel_broken")
+
+    async def _record(self, claim: Claim, outcome: Outcome, admission: Admission) -> None:
+        reaction = (
+            self._gate.judge(outcome.verdict, claim.request_id, admission)
+            if outcome.calls
+            else None
+        )
+        verdict = as_recorded(outcome.verdict, reaction, admission)
+        written = await insist(lambda: self._ledger.record(claim, verdict, outcome.calls))
+        self._tell(claim, outcome, written)
+        await self._gate.follow(reaction, admission)
+
+    def _tell(self, claim: Claim, outcome: Outcome, written: Recorded | Refused) -> None:
+        self._metrics.note(outcome.verdict, outcome.calls, outcome.duration_seconds)
+        attempted = logger.bind(
+            destination=claim.destination,
+            attempt=claim.attempt,
+            calls=outcome.calls,
+            duration_ms=round(outcome.duration_seconds * 1000),
+            verdict=verdict_word(outcome.verdict),
+            code=outcome.verdict.code,
+        )
+        match written:
+            case Recorded(Succeeded()):
+                attempted.info("delivery.attempted", state="succeeded")
+            case Recorded(TryAgain(due_at)):
+                attempted.warning("delivery.attempted", state="waiting", due_at=due_at)
+            case Recorded(Ask()):
+                attempted.error("delivery.attempted", state="needs_decision")
+            case Recorded(Failed(reason)):
+                attempted.error("delivery.attempted", state="failed", reason=reason)
+            case Refused(reason):
+                attempted.warning("delivery.attempted", state="not_recorded", reason=reason.value)
+
+
+def _message(claim: Claim) -> channels.Message:
+    return channels.Message(
+        request_id=claim.request_id,
+        topic=claim.topic,
+        description=claim.description,
+        idempotency_key=claim.idempotency_key,
+        created_at=claim.created_at,
+        may_be_repeat=claim.may_be_repeat,
+        trace=claim.trace,
+    )
+
+
+async def run_worker(
+    settings: WorkerSettings,
+    destination: str,
+    own: DestinationSettings,
+    third_party: channels.Channel,
+    stop: Stop,
+) -> None:
+    """
+    Serve one destination until asked to stop.
+
+    settings: with what the destination has of its own already in place.
+
+    Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start.
+    """
+    name = f"worker-{destination}"
+
+    async def declare(channel: Channel) -> None:
+        await topology.declare_deliveries(
+            channel,
+            destination,
+            events_exchange=settings.events_exchange,
+            delivery_limit=settings.delivery_limit,
+        )
+
+    async with (
+        monitored(settings, name) as monitor,
+        open_database(settings, name, stop, monitor) as database,
+    ):
+        ledger = Ledger(
+            database,
+            policy=settings.retry_policy,
+            lease_seconds=settings.lease_seconds,
+            worker=f"{socket.gethostname()}/{os.getpid()}",
+            on_unknown=own.on_unknown,
+        )
+        gate = Gate(
+            Destinations(database),
+            destination,
+            policy=settings.breaker_policy,
+            rate_per_second=rate_per_second(own, third_party),
+            concurrency=settings.concurrency,
+            worker=new_owner(),
+            stop=stop,
+        )
+        metrics = AttemptMetrics(monitor.registry, destination)
+        worker = Worker(
+            settings, destination, third_party, ledger, Hints(database), gate, metrics, stop
+        )
+        subscription = Subscription(
+            name=name,
+            queue=topology.deliveries_queue(destination),
+            concurrency=settings.concurrency,
+            grace_seconds=settings.shutdown_grace_seconds,
+            declare=declare,
+            handle=worker.handle,
+            flow=gate.flow,
+        )
+        receiver = Receiver(settings, subscription, stop)
+        monitor.ready_when(lambda: receiver.why_not_ready)
+        monitor.ready_when(lambda: gate.why_not_ready)
+        watching = asyncio.create_task(gate.watch())
+        try:
+            await receiver.run()
+        finally:
+            watching.cancel()
+            await third_party.close()

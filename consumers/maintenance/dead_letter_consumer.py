@@ -1,0 +1,161 @@
+"""
+The dead-letter consumer: what no worker could take is stored, with where it came from and why.
+
+A letter is acknowledged only once it is stored. It never fails a request: a worker that crashes
+drags messages over the delivery limit that nobody ever tried. One that belongs to an open delivery
+gives the delivery back to the reconciler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from loguru import logger
+from prometheus_client import Counter
+
+from assistance.collection import DEAD_LETTERS
+from assistance.events import read_hint
+from assistance.redrive import FROM_BROKER, Decision
+from consumers.database import insist, open_database
+from consumers.delivery.hints import Hints
+from consumers.delivery.metrics import letters_stored
+from consumers.delivery.subscriber import Receiver, Subscription
+from consumers.delivery.updates import NOW, given
+from consumers.settings import DeadLetterSettings
+from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
+from outbox.errors import UndecodableBody
+from runtime.mongo import Database
+from runtime.monitoring import monitored
+from runtime.rabbit import Channel, Message
+from runtime.shutdown import Stop
+
+#: Enough to see what it is; a whole message may have 16 MiB, as much as a document.
+BODY_LIMIT_BYTES = 16 * 1024
+
+CONCURRENCY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """
+    id: the same for the same message from the same queue, so that a letter that comes twice is
+    stored once.
+    hint: event id, request id and destination, where it is a hint.
+    problem: why it is none.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    hint: tuple[str, str, str] | None
+    problem: str
+
+
+def read_letter(message: Message) -> Letter:
+    queue = _first_death(message, "queue")
+    message_id = None if message.message_id is None else _text(message.message_id)
+    mark = sha256("\0".join([queue, message_id or "", ""]).encode() + message.body)
+    try:
+        hint, problem = read_hint(message.body), ""
+    except UndecodableBody as error:
+        hint, problem = None, str(error)
+    return Letter(
+        id=f"message/{mark.hexdigest()}",
+        fields={
+            "origin": FROM_BROKER,
+            "queue": queue,
+            "reason": _first_death(message, "reason"),
+            "exchange": _first_death(message, "exchange"),
+            "routing_key": _text(message.routing_key),
+            "message_id": message_id,
+            "body": _shown(message.body),
+            "body_bytes": len(message.body),
+            "problem": problem,
+            "request_id": hint[1] if hint else None,
+            "destination": hint[2] if hint else None,
+        },
+        hint=hint,
+        problem=problem,
+    )
+
+
+class DeadLetters:
+    """stored: counted by `decision`."""
+
+    def __init__(self, database: Database, stored: Counter) -> None:
+        self._stored = stored
+        self._letters = database[DEAD_LETTERS]
+        self._hints = Hints(database)
+
+    async def handle(self, message: Message, queue: Channel) -> None:
+        letter = read_letter(message)
+        decision = await insist(lambda: self._decide(letter))
+        await insist(lambda: self._store(letter, decision))
+        queue.ack(message)
+        self._stored.labels(decision.value).inc()
+        logger.warning(
+            "letter.stored",
+            letter_id=letter.id,
+            event_id=letter.fields["message_id"],
+            request_id=letter.fields["request_id"],
+            destination=letter.fields["destination"],
+            queue=letter.fields["queue"],
+            reason=letter.fields["reason"],
+            problem=letter.problem,
+            decision=decision.value,
+        )
+
+    async def _decide(self, letter: Letter) -> Decision:
+        if letter.hint is None:
+            return Decision.PARKED
+        event_id, request_id, destination = letter.hint
+        if await self._hints.give_back(request_id, destination, event_id):
+            return Decision.GIVEN_BACK
+        return Decision.NOTHING_OWED
+
+    async def _store(self, letter: Letter, decision: Decision) -> None:
+        """The same letter comes again when its acknowledgement was lost; a person's word stays."""
+        discarded = {"$eq": ["$decision", Decision.DISCARDED.value]}
+        stored = {
+            **{name: given(value) for name, value in letter.fields.items()},
+            "decision": {"$cond": [discarded, "$decision", decision.value]},
+            "first_seen_at": {"$ifNull": ["$first_seen_at", NOW]},
+            "last_seen_at": NOW,
+            "count": {"$add": [{"$ifNull": ["$count", 0]}, 1]},
+        }
+        await self._letters.update_one({"_id": letter.id}, [{"$set": stored}], upsert=True)
+
+
+def _first_death(message: Message, what: str) -> str:
+    """https://www.rabbitmq.com/docs/dlx#effects ; `unknown` when the broker does not say."""
+    value = message.headers.get(f"x-first-death-{what}")
+    return _text(value) if isinstance(value, str | bytes) else "unknown"
+
+
+def _text(value: str | bytes) -> str:
+    """The driver leaves a property that is no UTF-8 as bytes, whatever its type says."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+
+
+def _shown(body: bytes) -> str:
+    return body[:BODY_LIMIT_BYTES].decode("utf-8", "replace")
+
+
+async def run_dead_letters(settings: DeadLetterSettings, stop: Stop) -> None:
+    """Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start."""
+    async with (
+        monitored(settings, "dead-letters") as monitor,
+        open_database(settings, "dead-letters", stop, monitor) as database,
+    ):
+        stored = letters_stored(monitor.registry)
+        subscription = Subscription(
+            name="dead-letters",
+            queue=DEAD_LETTERS_QUEUE,
+            concurrency=CONCURRENCY,
+            grace_seconds=settings.shutdown_grace_seconds,
+            declare=declare_dead_letters,
+            handle=DeadLetters(database, stored).handle,
+        )
+        receiver = Receiver(settings, subscription, stop)
+        monitor.ready_when(lambda: receiver.why_not_ready)
+        await receiver.run()

@@ -1,0 +1,123 @@
+"""
+The reconciler: what the broker or a crash left behind is sent on its way again.
+
+It reads MongoDB only. Several may run: of those who see to the same delivery one wins. What waits
+for a destination that is down or paused is left alone.
+"""
+
+from collections import Counter
+from datetime import datetime
+
+import pymongo
+from loguru import logger
+from pymongo.errors import ConnectionFailure, PyMongoError
+
+from assistance.breaker import Standing, standing
+from assistance.delivery import DeliveryState
+from consumers.database import TRY_SECONDS, insist, open_database, server_time
+from consumers.delivery.destinations import Destinations
+from consumers.delivery.hints import Hints, Owed, Step
+from consumers.delivery.metrics import deliveries_seen_to, watch_destinations
+from consumers.maintenance.overdue import show_overdue
+from consumers.settings import ReconcilerSettings
+from runtime.mongo import Database, is_transient
+from runtime.monitoring import monitored
+from runtime.shutdown import Stop
+
+#: Most deliveries seen to between two rests: after an outage the hints come back as a stream that
+#: the relay and the workers keep up with, and not as one wave.
+PASS_LIMIT = 200
+
+#: How long to try for one delivery before the next one's turn comes.
+LOCKED_SECONDS = 1.0
+
+
+class Reconciler:
+    def __init__(self, database: Database, stop: Stop) -> None:
+        self._database = database
+        self._hints = Hints(database)
+        self._destinations = Destinations(database)
+        self._stop = stop
+
+    async def run_once(self) -> int:
+        """See to what is owed now, until asked to stop; how many deliveries it was."""
+        now, found = await self._look()
+        done: Counter[str] = Counter()
+        for owed in found:
+            if self._stop.requested:
+                break
+            done[await self._see_to_in_time(owed, now)] += 1
+        if done:
+            logger.info("reconciler.passed", **done)
+        return done.total()
+
+    async def preview(self) -> list[Owed]:
+        """What the next pass would see to."""
+        _, found = await self._look()
+        return found
+
+    async def _look(self) -> tuple[datetime, list[Owed]]:
+        with pymongo.timeout(TRY_SECONDS):
+            now = await server_time(self._database)
+            resting = await self._destinations.resting()
+            found = await self._hints.owed(now, limit=PASS_LIMIT, resting=resting.keys())
+            for name, seen in resting.items():
+                # a probe needs a message, and its queue may be empty
+                if standing(seen.state, seen.now) is Standing.PROBED:
+                    found += await self._hints.owed_to(name, now)
+            return now, found
+
+    async def _see_to_in_time(self, owed: Owed, now: datetime) -> str:
+        """
+        A process that is killed inside a transaction leaves its request locked until the server
+        ends the transaction. The others must not wait for that one.
+        """
+        try:
+            with pymongo.timeout(LOCKED_SECONDS):
+                return await self._see_to(owed, now)
+        except PyMongoError as error:
+            if isinstance(error, ConnectionFailure) or not is_transient(error):
+                raise
+            logger.warning("request.locked", request_id=owed.request_id)
+            return "locked"
+
+    async def _see_to(self, owed: Owed, now: datetime) -> str:
+        about = logger.bind(
+            request_id=owed.request_id,
+            destination=owed.destination,
+            cause=owed.delivery["hint_event"],
+            reason=why(owed),
+        )
+        if owed.step is Step.POSTPONE:
+            postponed = await self._hints.postpone(owed)
+            if postponed:
+                about.info("hint.postponed")
+            return "postponed" if postponed else "overtaken"
+        event_id = await self._hints.send(owed, now)
+        if event_id is None:
+            return "overtaken"
+        about.info("hint.sent", event_id=event_id, hints=owed.delivery["hints"] + 1)
+        return "sent"
+
+
+def why(owed: Owed) -> str:
+    if owed.step is Step.POSTPONE:
+        return "hint_not_published"
+    if owed.delivery["state"] == DeliveryState.CLAIMED:
+        return "lease_expired"
+    return "retry_due" if owed.delivery["hints"] == 0 else "hint_lost"
+
+
+async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
+    """See to what is owed, again and again, until asked to stop. Raises UnsuitableServer."""
+    async with (
+        monitored(settings, "reconciler") as monitor,
+        open_database(settings, "reconciler", stop, monitor) as database,
+    ):
+        seen_to = deliveries_seen_to(monitor.registry)
+        watch_destinations(monitor, Destinations(database))
+        show_overdue(monitor, database, settings.target_seconds)
+        reconciler = Reconciler(database, stop)
+        while not stop.requested:
+            seen_to.inc(await insist(reconciler.run_once, stop, try_seconds=None))
+            await stop.rest(settings.reconciler_interval_seconds)

@@ -1,0 +1,509 @@
+"""What failed is sent again on an operator's word: once, in order, with a result for each."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from assistance.books import place_of
+from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.redrive import ItemState, Skip, failures_return
+from assistance.request import status_of
+from assistance.retry_policy import RetryPolicy
+from assistance.verdict import Done, Later, Never, Verdict
+from consumers.admin import redrive_job
+from consumers.admin.dead_letters import Selection, discard
+from consumers.admin.redrive_job import Held, NotFree, Places
+from consumers.admin.redrive_runner import Manner, Redrive
+from consumers.delivery.ledger import Claim, Ledger, Recorded
+from outbox.collection import OUTBOX
+from runtime.mongo import Database
+from runtime.operations import OPERATION_ITEMS, OPERATIONS, Operator
+from runtime.shutdown import Stop
+from tests.conftest import RunProcess
+from tests.support.deliveries import Deliveries, slack_settings
+from tests.support.operating import database_of, fail_many, json_of, run_command
+from tests.support.processes import bare_environment
+from tests.support.third_parties import ThirdParties
+from tests.support.waiting import wait_until, wait_until_async
+
+ANN = Operator("ann", "Slack is back")
+POLICY = RetryPolicy(delays_seconds=(), jitter_ratio=0.0)
+QUICK = Manner(rate_per_second=1000.0, patience_seconds=20.0)
+ALL = Selection()
+
+
+@pytest.fixture
+async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
+    async with database_of(deliveries) as database:
+        yield database
+
+
+class HandOver:
+    """Relay and worker in one: claims what a pending hint wakes, and answers by rule."""
+
+    def __init__(self, database: Database, verdicts: dict[str, Verdict]) -> None:
+        self._outbox = database[OUTBOX]
+        self._verdicts = verdicts
+        self._ledger = Ledger(database, policy=POLICY, lease_seconds=30.0, worker="w")
+        self.calls = Counter[str]()
+
+    async def work(self) -> None:
+        pending = {"state": "pending", "type": "delivery_due"}
+        while True:
+            hints = await self._outbox.find(pending).to_list(50)
+            await asyncio.gather(*(self._take(hint["key"]) for hint in hints))
+            ids = {"$in": [hint["_id"] for hint in hints]}
+            await self._outbox.update_many({"_id": ids}, {"$set": {"state": "published"}})
+            await asyncio.sleep(0.01)
+
+    async def _take(self, request_id: str) -> None:
+        claim = await self._ledger.claim(request_id, "slack")
+        assert isinstance(claim, Claim)
+        self.calls[claim.idempotency_key] += 1
+        await self._ledger.record(claim, self._verdicts.get(request_id, Done("200")), 1)
+
+
+@asynccontextmanager
+async def handed_over(database: Database, verdicts: dict[str, Verdict]) -> AsyncIterator[HandOver]:
+    hand_over = HandOver(database, verdicts)
+    working = asyncio.create_task(hand_over.work())
+    yield hand_over
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
+def places(*, resting: Sequence[str] = ()) -> Places:
+    async def which() -> Sequence[str]:
+        return resting
+
+    return Places({"slack", "email"}, which)
+
+
+async def begun(database: Database, selection: Selection = ALL) -> Held:
+    planned = await redrive_job.plan(database, selection, places())
+    return await redrive_job.begin(database, planned, selection, ANN, rate_per_second=1000.0)
+
+
+def redrive(database: Database, held: Held, manner: Manner = QUICK, **given: Any) -> Redrive:
+    where = places(**given)
+    return Redrive(database, held, where, manner, Stop(), lambda _: None)
+
+
+def items(deliveries: Deliveries, state: str | None = None) -> list[dict[str, Any]]:
+    query = {"state": state} if state else {}
+    return list(deliveries.database[OPERATION_ITEMS].find(query).sort("ordinal"))
+
+
+def balanced(deliveries: Deliveries) -> None:
+    """Every request agrees with its deliveries and its events, as the audit sees them."""
+    for request in deliveries.database[ASSISTANCES].find():
+        its_events = list(deliveries.database[OUTBOX].find({"key": request["_id"]}))
+        place = place_of(request, its_events, now=datetime.now(UTC))  # type: ignore[arg-type]
+        assert not place.discrepancies
+
+
+async def test_a_thousand_letters_of_which_a_tenth_fails_again(
+    database: Database, deliveries: Deliveries
+) -> None:
+    request_ids = fail_many(deliveries, 1000)
+    failing: dict[str, Verdict] = dict.fromkeys(request_ids[5::10], Never("404"))
+    keys = {deliveries.delivery(id)["idempotency_key"] for id in request_ids[:3]}
+    held = await begun(database)
+    async with handed_over(database, failing) as hand_over:
+        running = asyncio.create_task(redrive(database, held).run())
+        await wait_until_async(lambda: len(hand_over.calls) > 50, "some are sent")
+        with pytest.raises(NotFree, match=r"asked for by ann .* is running"):
+            await begun(database)
+        await running
+    found = items(deliveries)
+    assert len(found) == 1000
+    assert {item["request_id"] for item in found if item["state"] == "failed_again"} == set(failing)
+    assert {item["request_id"] for item in found if item["state"] == "succeeded"} == set(
+        request_ids
+    ) - set(failing)
+    assert len(hand_over.calls) == 1000
+    assert set(hand_over.calls.values()) == {1}
+    assert keys <= set(hand_over.calls)
+    operation = await redrive_job.find(database, held.asked["_id"])
+    assert (operation["who"], operation["why"], operation["state"]) == (*_of(ANN), "done")
+    assert operation["result"] == {"failed_again": 100, "succeeded": 900}
+    assert deliveries.count("succeeded") == 900
+    assert deliveries.facts(request_ids[0]) == [
+        "assistance_request_created",
+        "assistance_request_failed",
+        "assistance_request_redriven",
+        "assistance_request_succeeded",
+    ]
+    balanced(deliveries)
+    # those that failed again wait for a decision again, and no others
+    assert len(await redrive_job.plan(database, ALL, places())) == 100
+
+
+def _of(operator: Operator) -> tuple[str, str]:
+    return operator.who, operator.why
+
+
+async def test_a_redriven_delivery_keeps_its_history_and_has_all_its_attempts_again(
+    database: Database, deliveries: Deliveries
+) -> None:
+    (request_id,) = fail_many(deliveries, 1)
+    before = deliveries.delivery(request_id)
+    held = await begun(database)
+    async with handed_over(database, {}):
+        await redrive(database, held).run()
+    after = deliveries.delivery(request_id)
+    assert after["idempotency_key"] == before["idempotency_key"]
+    assert after["attempts"][0] == before["attempts"][0]
+    assert [attempt["fence"] for attempt in after["attempts"]] == [1, 3]
+    assert after["attempts_counted"] == 1
+    *_, hint = deliveries.hints(request_id)
+    assert f'"causationid":"{before["hint_event"]}"' in hint["payload"].replace(" ", "")
+    [letter] = deliveries.letters()
+    [taken] = letter["decisions"]
+    assert letter["decision"] == taken["decision"] == "redriven"
+    assert (taken["who"], taken["operation"]) == ("ann", held.asked["_id"])
+
+
+async def test_a_canary_that_fails_keeps_the_rest_back_until_somebody_resumes(
+    database: Database, deliveries: Deliveries
+) -> None:
+    request_ids = fail_many(deliveries, 5)
+    held = await begun(database)
+    async with handed_over(database, {request_ids[0]: Never("404")}) as hand_over:
+        await redrive(database, held).run()
+        operation = await redrive_job.find(database, held.asked["_id"])
+        assert operation["state"] == "paused"
+        assert operation["reason"] == "the first one came back: failed_again"
+        assert len(hand_over.calls) == 1
+        with pytest.raises(NotFree, match=r"is paused .* resume or cancel it"):
+            await begun(database)
+        resumed = await redrive_job.take_over(database, held.asked["_id"], ANN)
+        await redrive(database, resumed).run()
+        assert hand_over.calls.total() == 5
+    assert (await redrive_job.find(database, held.asked["_id"]))["result"] == {
+        "failed_again": 1,
+        "succeeded": 4,
+    }
+
+
+async def test_a_redrive_stops_itself_when_failures_return(
+    database: Database, deliveries: Deliveries
+) -> None:
+    request_ids = fail_many(deliveries, 300)
+    down: dict[str, Verdict] = dict.fromkeys(request_ids[20:], Never("503"))
+    held = await begun(database)
+    async with handed_over(database, down) as hand_over:
+        await redrive(database, held).run()
+    operation = await redrive_job.find(database, held.asked["_id"])
+    assert operation["state"] == "paused"
+    assert operation["reason"].startswith("failures return")
+    assert len(hand_over.calls) < 300
+    assert len(items(deliveries, "planned")) > 0
+    await redrive_job.cancel(database, held.asked["_id"], ANN)
+    assert not items(deliveries, "planned")
+    assert {item["why"] for item in items(deliveries, "skipped")} == {Skip.CANCELLED}
+    assert (await redrive_job.find(database, held.asked["_id"]))["state"] == "cancelled"
+    await begun(database)  # the way is free again
+
+
+async def test_a_command_that_died_is_followed_by_another_and_nothing_is_sent_twice(
+    database: Database, deliveries: Deliveries
+) -> None:
+    request_ids = fail_many(deliveries, 40)
+    held = await begun(database)
+    async with handed_over(database, {}) as hand_over:
+        slowly = Manner(rate_per_second=10.0, patience_seconds=20.0)
+        dying = asyncio.create_task(redrive(database, held, slowly).run())
+        await wait_until_async(lambda: len(hand_over.calls) > 3, "some are sent")
+        dying.cancel()
+        await asyncio.gather(dying, return_exceptions=True)
+        with pytest.raises(NotFree, match="is running"):
+            await redrive_job.take_over(database, held.asked["_id"], ANN)
+        lease_over = {"$set": {"lease_until": datetime.now(UTC) - timedelta(seconds=1)}}
+        deliveries.database[OPERATIONS].update_one({"_id": held.asked["_id"]}, lease_over)
+        with pytest.raises(NotFree, match="has lost its command"):
+            await begun(database)
+        heir = await redrive_job.take_over(database, held.asked["_id"], ANN)
+        # the dead one was only frozen, and goes on beside its heir
+        await asyncio.gather(redrive(database, held).run(), redrive(database, heir).run())
+    assert len(hand_over.calls) == len(request_ids)
+    assert set(hand_over.calls.values()) == {1}
+    assert {item["state"] for item in items(deliveries)} == {"succeeded"}
+
+
+async def test_what_is_skipped_is_said_with_its_reason(
+    database: Database, deliveries: Deliveries
+) -> None:
+    discarded, gone, elsewhere, mended, resting, good = fail_many(deliveries, 6)
+    letters = deliveries.database[DEAD_LETTERS]
+    letters.insert_one(
+        {
+            "_id": "message/1",
+            "origin": "message",
+            "request_id": None,
+            "destination": None,
+            "decision": "parked",
+            "last_seen_at": datetime.now(UTC),
+            "first_seen_at": datetime.now(UTC),
+        }
+    )
+    await discard(database, Selection(ids=(discarded,)), ANN)
+    deliveries.database[ASSISTANCES].update_one({"_id": gone}, {"$set": {"_id": gone}})
+    letters.update_one({"request_id": gone}, {"$set": {"request_id": "nobody"}})
+    for request_id, name in ((elsewhere, "teams"), (resting, "email")):
+        letters.update_one({"request_id": request_id}, {"$set": {"destination": name}})
+        deliveries.database[ASSISTANCES].update_one(
+            {"_id": request_id}, {"$set": {"deliveries.0.destination": name}}
+        )
+    deliveries.database[ASSISTANCES].update_one(
+        {"_id": mended}, {"$set": {"deliveries.0.state": "succeeded", "status": "succeeded"}}
+    )
+    planned = await redrive_job.plan(
+        database,
+        Selection(ids=(discarded, "nobody", elsewhere, mended, resting, good, "message/1")),
+        places(resting=["email"]),
+    )
+    assert {one.letter["request_id"]: one.skip for one in planned} == {
+        discarded: Skip.DISCARDED,
+        "nobody": Skip.NO_REQUEST,
+        elsewhere: Skip.NOT_CONFIGURED,
+        mended: Skip.NOT_FAILED,
+        resting: Skip.RESTING,
+        None: Skip.NO_DELIVERY,
+        good: None,
+    }
+
+
+def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
+    deliveries: Deliveries,
+) -> None:
+    first, second, _ = fail_many(deliveries, 3)
+    letters = deliveries.database[DEAD_LETTERS]
+    hostile = {"excerpt": "\x1b[2J\u202e<script>", "code": "500"}
+    letters.update_one({"request_id": second}, {"$set": hostile})
+    groups = json_of(deliveries, "dead-letters", "list")
+    assert [(one["group"], one["count"]) for one in groups] == [
+        ("slack/permanent/404", 2),
+        ("slack/permanent/500", 1),
+    ]
+    listed = run_command(deliveries, "dead-letters", "list", "--code", "500")
+    assert "\x1b" not in listed
+    assert "\u202e" not in listed
+    assert "\\x1b[2J\\u202e<script>" in listed
+    letter_id = f"delivery/{first}/slack"
+    assert "attempt        1" in run_command(deliveries, "dead-letters", "show", letter_id)
+    assert "number 0" not in run_command(deliveries, "dead-letters", "show", letter_id)
+
+    why = ("--why", "nobody wants it", "--who", "bob")
+    said = run_command(deliveries, "dead-letters", "discard", first, "--yes", *why)
+    assert said.startswith("discarded: 1\n")
+    [taken] = json_of(deliveries, "dead-letters", "show", letter_id)["letter"]["decisions"]
+    assert (taken["decision"], taken["who"], taken["why"]) == ("discarded", "bob", why[1])
+    run_command(deliveries, "dead-letters", "discard", "nonsense", "--yes", *why, code=1)
+    run_command(deliveries, "dead-letters", "discard", "--yes", *why, code=2)
+
+    redriving = ("dead-letters", "redrive", first, second, "--why", "a try", "--who", "ann")
+    said = run_command(deliveries, *redriving, "--preview")
+    assert said.splitlines() == [
+        "send 1: slack/permanent/500",
+        f"skip 1: discarded ({letter_id})",
+    ]
+    said = run_command(deliveries, *redriving, "--yes", "--patience-seconds", "0.2")
+    assert "done: sent 1, skipped 1" in said
+    [told] = json_of(deliveries, "dead-letters", "redrives", "list")
+    assert (told["who"], told["why"], told["state"]) == ("ann", "a try", "done")
+    shown = json_of(deliveries, "dead-letters", "redrives", "show", told["_id"])
+    assert {item["letter"]: item["state"] for item in shown["items"]} == {
+        letter_id: "skipped",
+        f"delivery/{second}/slack": "sent",
+    }
+    refused = ("dead-letters", "redrives", "pause", told["_id"], "--why", "x")
+    assert "is done" in run_command(deliveries, *refused, code=1)
+    assert deliveries.request(second)["status"] == "accepted"
+    assert deliveries.request(first)["status"] == "failed"
+
+
+def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_left(
+    run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    request_ids = fail_many(deliveries, 12)
+    wanted, others = request_ids[:10], request_ids[10:]
+    deliveries.database[DEAD_LETTERS].update_many(
+        {"request_id": {"$in": others}}, {"$set": {"code": "500"}}
+    )
+    environment = deliveries.environment(**slack_settings(third_parties))
+    relay = run_process("relay", "run", environment=environment)
+    run_process("consumers", "run", "slack", environment=environment).wait_log("queue.receiving")
+    relay.wait_log("relay.leading")
+
+    chosen = ("--code", "404", "--destination", "slack")
+    asked = ("dead-letters", "redrive", *chosen, "--rate", "4", "--why", "Slack is back")
+    with Terminal(deliveries, *asked) as refused:
+        refused.answer("send 10 letters? [y/N]: ", "n")
+        assert refused.ends() == 1
+    assert json_of(deliveries, "dead-letters", "redrives", "list") == []
+    assert {letter.get("decision") for letter in deliveries.letters()} == {None}
+
+    with Terminal(deliveries, *asked) as interrupted:
+        interrupted.answer("send 10 letters? [y/N]: ", "y")
+        interrupted.wait_for("the first one came back: succeeded")
+        third_parties.misbehave("slack", "status", code=400, times=1)
+        wait_until(lambda: third_parties.calls("slack", accepted=False), "one fails again")
+        interrupted.process.send_signal(signal.SIGINT)
+        interrupted.wait_for("paused (its command was stopped): ")
+        interrupted.wait_for("go on with: python -m consumers dead-letters redrives resume ")
+        assert interrupted.ends() == 1
+    [told] = json_of(deliveries, "dead-letters", "redrives", "list")
+    steering = ("dead-letters", "redrives")
+    shown = json_of(deliveries, *steering, "show", told["_id"])
+    assert (shown["state"], shown["counts"]["planned"] > 0) == ("paused", True)
+
+    why = ("--why", "it may go on")
+    said = run_command(deliveries, *steering, "resume", told["_id"], *why)
+    assert "done: failed_again 1, succeeded 9" in said
+    shown = json_of(deliveries, *steering, "show", told["_id"])
+    come = {item["request_id"]: (item["state"], item["code"]) for item in shown["items"]}
+    [failed_again] = [call["request_id"] for call in third_parties.calls("slack", accepted=False)]
+    assert come == {
+        request_id: ("failed_again", "400") if request_id == failed_again else ("succeeded", "200")
+        for request_id in wanted
+    }
+    assert sorted(call["request_id"] for call in third_parties.calls("slack")) == sorted(wanted)
+    assert {deliveries.request(request_id)["status"] for request_id in others} == {"failed"}
+    balanced(deliveries)
+    left = {letter["request_id"] for letter in deliveries.letters(decision=None)}
+    assert left == {failed_again, *others}
+
+
+class Terminal:
+    """`python -m consumers ...` with a terminal that somebody sits at."""
+
+    def __init__(self, deliveries: Deliveries, *arguments: str) -> None:
+        self._ours, its = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "consumers", *arguments],
+            env=bare_environment() | deliveries.environment() | {"COLUMNS": "250"},
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            start_new_session=True,
+        )
+        os.close(its)
+        os.set_blocking(self._ours, False)
+        self._seen = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self._shown(), f"it says {text!r} after {self._seen!r}")
+
+    def answer(self, question: str, answer: str) -> None:
+        self.wait_for(question)
+        os.write(self._ours, f"{answer}\n".encode())
+
+    def ends(self) -> int:
+        return self.process.wait(30)
+
+    def _shown(self) -> str:
+        # nothing new; or, once the other end is closed, an error
+        with suppress(BlockingIOError, OSError):
+            self._seen += os.read(self._ours, 65536).decode()
+        return self._seen
+
+
+OUTCOMES = st.lists(st.sampled_from([ItemState.SUCCEEDED, ItemState.FAILED_AGAIN]), max_size=60)
+
+
+@given(OUTCOMES, st.floats(0.05, 1.0))
+def test_a_redrive_judges_by_the_newest_outcomes_only(
+    outcomes: list[ItemState], share: float
+) -> None:
+    newest = outcomes[-20:]
+    failed = newest.count(ItemState.FAILED_AGAIN)
+    enough = len(newest) >= 10
+    assert failures_return(outcomes, share=share) == (enough and failed >= share * len(newest))
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def open_one(runner: asyncio.Runner, deliveries: Deliveries) -> Iterator[Database]:
+    opening = database_of(deliveries)
+    yield runner.run(opening.__aenter__())
+    runner.run(opening.__aexit__(None, None, None))
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["slack", "email", "slack-emea"]),
+        st.sampled_from(["done", "never", "redrive"]),
+    ),
+    min_size=3,
+    max_size=10,
+)
+
+
+@given(ACTIONS)
+@settings(
+    max_examples=10,
+    deadline=None,
+    # to look for the shortest example takes minutes here
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_a_status_is_what_the_deliveries_say_after_any_closes_and_redrives(
+    runner: asyncio.Runner,
+    open_one: Database,
+    deliveries: Deliveries,
+    actions: list[tuple[str, str]],
+) -> None:
+    runner.run(_close_and_redrive(open_one, deliveries, actions))
+    balanced(deliveries)
+
+
+async def _close_and_redrive(
+    database: Database, deliveries: Deliveries, actions: list[tuple[str, str]]
+) -> None:
+    request_id = deliveries.accept(destinations=("slack", "email", "slack-emea"))
+    ledger = Ledger(database, policy=POLICY, lease_seconds=30.0, worker="w")
+    for destination, action in actions:
+        if action == "redrive":
+            await _send_again(database, request_id, destination)
+        elif isinstance(claim := await ledger.claim(request_id, destination), Claim):
+            verdict = Done("200") if action == "done" else Later("503")
+            assert isinstance(await ledger.record(claim, verdict, 1), Recorded)
+        states = [delivery["state"] for delivery in deliveries.request(request_id)["deliveries"]]
+        assert deliveries.request(request_id)["status"] == status_of(states)
+
+
+async def _send_again(database: Database, request_id: str, destination: str) -> None:
+    letter_id = f"delivery/{request_id}/{destination}"
+    if await database[DEAD_LETTERS].find_one({"_id": letter_id}) is None:
+        return
+    chosen = Selection(ids=(letter_id,))
+    where = Places({"slack", "email", "slack-emea"}, places().resting)
+    planned = await redrive_job.plan(database, chosen, where)
+    held = await redrive_job.begin(database, planned, chosen, ANN, rate_per_second=1.0)
+    manner = Manner(patience_seconds=0.0)
+    await Redrive(database, held, where, manner, Stop(), lambda _: None).run()

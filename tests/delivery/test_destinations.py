@@ -1,0 +1,416 @@
+"""Destinations that are down, paused, limited to a rate, or ask a person: all workers as one."""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assistance.breaker import (
+    BreakerPolicy,
+    Close,
+    Open,
+    Standing,
+    failures_after,
+    is_resting,
+    react,
+    standing,
+)
+from assistance.verdict import Done, Later, Never, Unknown, Verdict
+from consumers.delivery.destinations import Destinations
+from consumers.delivery.gate import Gate, as_recorded
+from consumers.maintenance.reconciler import Reconciler
+from runtime.mongo import Database, open_client
+from runtime.operations import Operator
+from runtime.shutdown import Stop
+from sandbox.ports import free_ports
+from sandbox.rabbitmq import RabbitServer
+from tests.conftest import RunProcess
+from tests.delivery.test_delivery import Stage, lines, stop
+from tests.support.deliveries import Deliveries
+from tests.support.monitoring import Monitoring
+from tests.support.processes import bare_environment
+from tests.support.third_parties import ThirdParties
+from tests.support.waiting import wait_until
+
+SLACK = "slack"
+OPERATOR = Operator("ann", "the workspace is moving")
+
+
+@pytest.fixture
+def stage(run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties) -> Stage:
+    return Stage(run_process, deliveries, third_parties)
+
+
+@pytest.fixture
+async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
+    client = open_client(deliveries.mongodb_url, process="test")
+    yield client[deliveries.database_name]
+    client.close()
+
+
+@pytest.fixture
+def destinations(database: Database) -> Destinations:
+    return Destinations(database)
+
+
+def command(deliveries: Deliveries, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "consumers", *arguments],
+        env=bare_environment() | deliveries.environment() | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def state_of(deliveries: Deliveries) -> dict[str, Any]:
+    return deliveries.database["destinations"].find_one({"_id": SLACK}) or {}
+
+
+def called_at(third_parties: ThirdParties) -> list[datetime]:
+    return [datetime.fromisoformat(call["received_at"]) for call in third_parties.calls("slack")]
+
+
+def test_a_slack_that_is_down_costs_no_attempts_and_no_hints_and_fails_nobody(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    """The schedule is over within a second; the outage is not."""
+    third_parties.misbehave("slack", "status", code=503)
+    settings: dict[str, object] = {
+        "retry_delays_seconds": "[0.5]",
+        "breaker_failures": 3,
+        "breaker_longest_wait_seconds": 0.5,
+        "concurrency": 2,
+    }
+    workers = [stage.start("slack", **settings) for _ in range(2)]
+    stage.start_reconciler()
+    requests = deliveries.accept_many(30)
+
+    def probed_again_and_again() -> bool:
+        deliveries.publish_pending()
+        return bool(state_of(deliveries).get("openings", 0) >= 5)
+
+    wait_until(probed_again_and_again, "several probes have failed", deadline_seconds=30)
+    attempts = [attempt for each in requests for attempt in deliveries.attempts(each)]
+    counted = [attempt for attempt in attempts if attempt.get("counted", True)]
+    assert len(counted) <= 3 * len(workers) + 4, "those before it opened, and those in hand then"
+    assert len(attempts) - len(counted) >= 4, "the probes"
+    assert deliveries.count("accepted") == 30
+    assert sum(len(deliveries.hints(each)) for each in requests) <= 30 + len(attempts) + 10
+    third_parties.behave()
+    stage.wait_count("succeeded", 30)
+    assert state_of(deliveries)["state"] == "closed"
+    assert deliveries.letters() == []
+    for worker in workers:
+        stop(worker)
+
+
+def test_a_worker_killed_in_its_probe_is_followed_by_another_once_its_right_has_ended(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "hang")
+    started = [stage.start("slack", breaker_failures=1) for _ in range(2)]
+    workers = {worker.pid: worker for worker in started}
+    stage.start_reconciler()
+    requests = deliveries.accept_many(3)
+
+    def probing() -> str:
+        """The worker that has called, by the right to probe, and has no answer yet."""
+        deliveries.publish_pending()
+        for each in requests if state_of(deliveries).get("probe_by") else []:
+            attempts = deliveries.attempts(each)
+            called = len(third_parties.calls("slack", request_id=each)) == len(attempts)
+            if attempts and called and "ended_at" not in attempts[-1]:
+                return str(attempts[-1]["worker"])
+        return ""
+
+    _, _, pid = wait_until(probing, "a probe is under way").rpartition("/")
+    workers.pop(int(pid)).kill()
+    calls_count = len(third_parties.calls("slack"))
+    [heir] = workers.values()
+    third_parties.behave()
+    heir.wait_log('"standing":"probed"')
+    left = state_of(deliveries)["probe_until"] - datetime.now(UTC)
+    assert timedelta(seconds=2) < left < timedelta(seconds=11)
+    assert len(third_parties.calls("slack")) == calls_count, "the right is still the dead one's"
+    # as if so long had passed
+    deliveries.database["destinations"].update_one(
+        {"_id": SLACK}, {"$set": {"probe_until": datetime.now(UTC)}}
+    )
+    stage.wait_count("succeeded", 3)
+    assert state_of(deliveries)["state"] == "closed"
+    assert deliveries.letters() == []
+    lost = [
+        attempt
+        for each in requests
+        for attempt in deliveries.attempts(each)
+        if attempt["code"] == "worker_lost"
+    ]
+    assert len(lost) == 1
+    stop(heir)
+
+
+def test_a_wait_that_slack_asks_for_holds_for_every_message(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "status", code=429, retry_after=2, times=1)
+    worker = stage.start("slack", concurrency=1)
+    stage.start_reconciler()
+    deliveries.accept_many(5)
+    stage.wait_count("succeeded", 5)
+    first, second, *_ = called_at(third_parties)
+    assert (second - first).total_seconds() > 1.9
+    stop(worker)
+
+
+def test_a_paused_destination_is_left_alone_until_it_is_resumed_and_then_kept_to_its_rate(
+    stage: Stage,
+    deliveries: Deliveries,
+    third_parties: ThirdParties,
+    rabbit_server: RabbitServer,
+    vhost: str,
+) -> None:
+    workers = [stage.start("slack", destination_slack_rate_per_second=5) for _ in range(2)]
+    monitoring_port = free_ports(1)[0]
+    stage.begin("reconciler", monitoring_port=monitoring_port)
+    paused = command(
+        deliveries, "destinations", "pause", "slack", "--why", "moving", "--who", "ann"
+    )
+    assert paused.returncode == 0, paused.stderr
+    for worker in workers:
+        worker.wait_log('"standing":"paused"')
+    requests = deliveries.accept_many(8)
+    before = [deliveries.request(request_id) for request_id in requests]
+    deliveries.publish_pending()
+    listed = json.loads(command(deliveries, "destinations", "list", "--json").stdout)
+    [slack] = [each for each in listed if each["destination"] == SLACK]
+    assert (slack["stands"], slack["reason"], slack["waiting"]) == ("paused", "moving (ann)", 8)
+    assert rabbit_server.queue_depth(vhost, "deliveries.slack") == 8
+    assert [deliveries.request(request_id) for request_id in requests] == before
+    told = {
+        'destination_paused{destination="slack"}': 1.0,
+        'destination_flowing{destination="slack"}': 0.0,
+        'deliveries_waiting_count{destination="slack"}': 8.0,
+    }
+    wait_until(
+        lambda: told.items() <= Monitoring(monitoring_port).samples().items(), "the metrics tell it"
+    )
+    again = command(deliveries, "destinations", "pause", "slack", "--why", "moving")
+    assert (again.returncode, again.stderr) == (1, "slack is paused already; nothing was changed\n")
+    stop(workers.pop())
+    resumed = command(deliveries, "destinations", "resume", "slack", "--why", "moved")
+    assert resumed.returncode == 0, resumed.stderr
+    stage.wait_count("succeeded", 8)
+    done = list(deliveries.database["operations"].find({"destination": SLACK}).sort("asked_at"))
+    assert [each["what"] for each in done] == ["pause_destination", "resume_destination"]
+    last = max(called_at(third_parties)) - done[1]["carried_out_at"]
+    assert last.total_seconds() >= 7 / 5, "8 calls at 5 a second"
+    for worker in workers:
+        stop(worker)
+
+
+def test_a_person_decides_about_a_call_that_was_not_answered(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "hang", times=2)
+    worker = stage.start("slack", destination_slack_on_unknown="ask", call_timeout_seconds=0.5)
+    stage.start_reconciler()
+    arrived, lost = requests = deliveries.accept_many(2)
+    deliveries.publish_pending()
+    wait_until(
+        lambda: all(deliveries.delivery(each)["state"] == "needs_decision" for each in requests),
+        "both wait for a person",
+    )
+    assert deliveries.count("accepted") == 2
+    listed = json.loads(command(deliveries, "unknown", "list", "--json").stdout)
+    assert {(each["request"], each["code"]) for each in listed} == {
+        (each, "no_answer_in_time") for each in requests
+    }
+    sent = command(deliveries, "unknown", "sent", arrived, SLACK, "--why", "seen in the channel")
+    assert sent.returncode == 0, sent.stderr
+    twice = command(deliveries, "unknown", "again", arrived, SLACK, "--why", "a slip")
+    assert (twice.returncode, "succeeded: nothing is to be decided" in twice.stderr) == (1, True)
+    again = command(deliveries, "unknown", "again", lost, SLACK, "--why", "not in the channel")
+    assert again.returncode == 0, again.stderr
+    stage.wait_count("succeeded", 2)
+    assert len(third_parties.calls("slack", request_id=arrived)) == 1
+    first, second = third_parties.calls("slack", request_id=lost)
+    assert first["idempotency_key"] == second["idempotency_key"]
+    assert "may be a repeat" in second["text"]
+    assert [deliveries.facts(each)[-1] for each in requests] == ["assistance_request_succeeded"] * 2
+    recorded = deliveries.database["operations"].find().sort("asked_at")
+    assert [(each["what"], each["request_id"]) for each in recorded] == [
+        ("unknown_sent", arrived),
+        ("unknown_again", lost),
+    ]
+    assert lines(worker, "delivery.attempted")[0]["state"] == "needs_decision"
+
+
+async def test_one_worker_at_a_time_has_the_right_to_probe(destinations: Destinations) -> None:
+    await destinations.look(SLACK)
+    await destinations.open(SLACK, "503", 0.0, probe_by=None)
+    tries = (destinations.take_probe(SLACK, f"worker {number}") for number in range(8))
+    winners = [number for number, won in enumerate(await asyncio.gather(*tries)) if won]
+    [winner] = winners
+    assert await destinations.take_probe(SLACK, f"worker {winner}"), "its own right lasts"
+    assert not await destinations.close(SLACK, probe_by="another")
+    await destinations.open(SLACK, "503", 60.0, probe_by=f"worker {winner}")
+    seen = await destinations.look(SLACK)
+    assert (standing(seen.state, seen.now), seen.state["openings"]) == (Standing.DOWN, 2)
+    assert not await destinations.take_probe(SLACK, f"worker {winner}"), "before its time"
+
+
+async def test_what_is_down_gets_no_hints_what_may_be_probed_gets_one_and_others_get_theirs(
+    destinations: Destinations, database: Database, deliveries: Deliveries
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    for _ in range(5):
+        deliveries.accept(destinations=("slack", "email"), now=long_ago)
+    deliveries.database["outbox"].update_many({}, {"$set": {"state": "published"}})
+    reconciler = Reconciler(database, Stop())
+
+    async def hinted() -> list[str]:
+        before = {hint["_id"] for hint in deliveries.database["outbox"].find()}
+        while await reconciler.run_once() > 1:
+            pass
+        after = deliveries.database["outbox"].find({"_id": {"$nin": list(before)}})
+        return sorted(hint["routing_key"] for hint in after)
+
+    await destinations.look(SLACK)
+    await destinations.open(SLACK, "503", 60.0, probe_by=None)
+    assert await hinted() == ["delivery_due.email"] * 5
+    await destinations.resume(SLACK, OPERATOR)
+    await destinations.open(SLACK, "503", 0.0, probe_by=None)
+    assert await hinted() == ["delivery_due.slack"]
+    await destinations.pause(SLACK, OPERATOR)
+    assert await hinted() == []
+    await destinations.resume(SLACK, OPERATOR)
+    assert await hinted() == ["delivery_due.slack"] * 4
+
+
+async def test_turns_are_handed_out_one_interval_apart_however_many_ask(
+    destinations: Destinations,
+) -> None:
+    waits = await asyncio.gather(*(destinations.next_slot(SLACK, 10.0) for _ in range(6)))
+    for sooner, later in pairwise(sorted(waits)):
+        assert 9.0 < later - sooner <= 10.0
+
+
+def gate_of(destinations: Destinations, *, rate_per_second: float) -> Gate:
+    return Gate(
+        destinations,
+        SLACK,
+        policy=BreakerPolicy(),
+        rate_per_second=rate_per_second,
+        concurrency=4,
+        worker="w",
+        stop=Stop(),
+    )
+
+
+async def test_whoever_has_little_time_waits_no_longer_for_a_turn(
+    destinations: Destinations,
+) -> None:
+    gate = gate_of(destinations, rate_per_second=0.1)
+    await gate.look()
+    admission = gate.admit()
+    assert admission is not None
+    assert await gate.slot(admission, within_seconds=5.0)
+    patient = asyncio.create_task(gate.slot(admission))
+    async with asyncio.timeout(5.0):
+        assert not await gate.slot(admission, within_seconds=0.3), "behind one who has more"
+        patient.cancel()
+        assert not await gate.slot(admission, within_seconds=0.3), "its own turn is too far away"
+
+
+async def test_a_third_party_that_wants_no_more_is_paused_until_an_operator_resumes_it(
+    destinations: Destinations,
+) -> None:
+    gate = gate_of(destinations, rate_per_second=0)
+    assert gate.admit() is None, "nobody is called before the first look"
+    await gate.look()
+    admission = gate.admit()
+    assert admission is not None
+    gone = Later("410", disables=True)
+    reaction = gate.judge(gone, "r", admission)
+    assert as_recorded(gone, reaction, admission) == Later("410", disables=True, counts=False)
+    await gate.follow(reaction, admission)
+    assert gate.admit() is None
+    assert is_resting((await destinations.look(SLACK)).state)
+    late = gate.judge(Done("200"), "another", admission)
+    await gate.follow(late, admission)
+    assert gate.admit() is None, "what was in hand changes nothing"
+    assert await destinations.resume(SLACK, OPERATOR)
+    await gate.look()
+    assert gate.admit() is not None
+
+
+def test_a_call_that_lasts_longer_than_the_heartbeats_costs_no_connection(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    third_parties.misbehave("slack", "slow", delay_seconds=4)
+    worker = stage.start(
+        "slack", rabbitmq_heartbeat_seconds=1, call_timeout_seconds=20, shutdown_grace_seconds=30
+    )
+    request_id = deliveries.accept()
+    stage.wait_status(request_id, "succeeded")
+    assert len(third_parties.calls("slack")) == 1
+    assert "broker.away" not in worker.output()
+
+
+verdicts = st.one_of(
+    st.sampled_from([Done("200"), Never("400"), Unknown("reset"), Later("503")]),
+    st.just(Later("lease_spent", counts=False)),
+)
+
+
+@given(st.lists(st.tuples(verdicts, st.sampled_from("abcdef")), max_size=30))
+def test_only_different_requests_that_fail_in_a_row_open_the_breaker(
+    outcomes: list[tuple[Verdict, str]],
+) -> None:
+    failures: frozenset[str] = frozenset()
+    since_answer: set[str] = set()
+    for verdict, request_id in outcomes:
+        failures = failures_after(failures, verdict, request_id)
+        if isinstance(verdict, Done | Never):
+            since_answer = set()
+        elif verdict.code != "lease_spent":
+            since_answer.add(request_id)
+        reaction = reacted(verdict, failures_count=len(failures), is_probe=False)
+        fails = isinstance(verdict, Unknown) or verdict.code == "503"
+        assert isinstance(reaction, Open) == (fails and len(since_answer) >= 3)
+
+
+@given(verdicts, st.integers(0, 1000), st.none() | st.floats(0.001, 1e6))
+def test_a_failed_probe_waits_longer_within_bounds_and_an_answered_one_closes(
+    verdict: Verdict, openings: int, asked_seconds: float | None
+) -> None:
+    reaction = reacted(verdict, openings=openings, is_probe=True)
+    assert isinstance(reaction, Close) == isinstance(verdict, Done | Never)
+    if isinstance(reaction, Open):
+        doubled = min(2.0 * 2 ** min(openings, 32), 60.0)
+        assert 0.8 * doubled <= reaction.wait_seconds <= doubled
+    asked = reacted(Later("429", retry_after_seconds=asked_seconds), is_probe=False)
+    if asked_seconds is not None:
+        assert asked == Open("429", min(asked_seconds, 3600.0))
+
+
+def reacted(verdict: Verdict, *, is_probe: bool, failures_count: int = 1, openings: int = 0) -> Any:
+    return react(
+        verdict,
+        failures_count=failures_count,
+        openings=openings,
+        is_probe=is_probe,
+        policy=BreakerPolicy(3, 2.0, 60.0, 3600.0),
+        randomness=random.Random(0),
+    )

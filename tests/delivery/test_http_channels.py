@@ -1,0 +1,316 @@
+"""What each conduct of a third party comes to, on every way to one over HTTP."""
+
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assistance.verdict import Later, Verdict
+from consumers.channels import Message
+from consumers.channels.http import secrets_of
+from consumers.channels.slack import Slack, SlackSettings
+from consumers.channels.webhook import Webhook, WebhookSettings
+from tests.support.listeners import make_certificate, server_that, tls_of
+from tests.support.processes import bare_environment
+from tests.support.third_parties import ThirdParties
+
+TIMEOUT_SECONDS = 1.0
+TOKEN = "xoxb-Hush1234Hush"
+SIGNING_SECRET = "whsec_" + "aHVzaGh1c2hodXNoaHVzaGh1c2hodXNo"
+
+MESSAGE = Message(
+    request_id="6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
+    topic="sales",
+    description="Is it in stock, asks Ms Private?",
+    idempotency_key="0d8d6d2c-5bb9-4a0e-8b2f-6c1f3e0f9a11",
+    created_at=datetime(2026, 11, 23, 12, 0, tzinfo=UTC),
+    may_be_repeat=False,
+)
+
+
+def slack_by_webhook(url: str) -> Slack | Webhook:
+    table: dict[str, Any] = {"webhook_url": url}
+    return Slack(SlackSettings(**table), call_timeout_seconds=TIMEOUT_SECONDS)
+
+
+def slack_by_token(url: str) -> Slack | Webhook:
+    table: dict[str, Any] = {"token": TOKEN, "channel": "C012", "api_url": url}
+    return Slack(SlackSettings(**table), call_timeout_seconds=TIMEOUT_SECONDS)
+
+
+def signed_webhook(url: str) -> Slack | Webhook:
+    table: dict[str, Any] = {
+        "url": url,
+        "signing_secrets": SIGNING_SECRET,
+        "allowed_networks": "127.0.0.0/8",
+    }
+    return Webhook(WebhookSettings(**table), call_timeout_seconds=TIMEOUT_SECONDS)
+
+
+Way = Callable[[str], Slack | Webhook]
+
+WAYS: dict[Way, str] = {
+    slack_by_webhook: "slack",
+    slack_by_token: "slack",
+    signed_webhook: "webhook",
+}
+
+every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+
+#: What the third party does, and what Slack's channel and the webhook's make of it.
+CONDUCTS: list[tuple[dict[str, Any], str, str]] = [
+    ({"mode": "refuse"}, "later connect_error", "later connect_error"),
+    ({"mode": "reset"}, "unknown read_error", "unknown read_error"),
+    ({"mode": "accept_then_fail"}, "unknown read_error", "unknown read_error"),
+    ({"mode": "hang"}, "unknown no_answer_in_time", "unknown no_answer_in_time"),
+    ({"mode": "slow", "delay_seconds": 0.1}, "done 200", "done 204"),
+    ({"code": 301}, "later 301", "later 301"),
+    ({"code": 307}, "later 307", "later 307"),
+    ({"code": 400}, "never 400", "never 400"),
+    ({"code": 401}, "later 401", "later 401"),
+    ({"code": 403}, "later 403", "later 403"),
+    ({"code": 404}, "later 404", "later 404"),
+    ({"code": 410}, "later 410", "later 410, disables"),
+    ({"code": 413}, "never 413", "never 413"),
+    ({"code": 429}, "later 429", "later 429"),
+    ({"code": 429, "retry_after": 7}, "later 429 after 7 s", "later 429 after 7 s"),
+    ({"code": 429, "retry_after": "soon"}, "later 429", "later 429"),
+    ({"code": 500}, "later 500", "later 500"),
+    ({"code": 502}, "later 502", "later 502"),
+    ({"code": 503, "retry_after": 120}, "later 503 after 120 s", "later 503 after 120 s"),
+    ({"code": 504}, "later 504", "later 504"),
+]
+
+FAILURE = b'{"ok":false,"error":"account_inactive"}'
+
+#: The whole answer, as it goes over the wire, and what the two make of it.
+ANSWERS: list[tuple[bytes, str, str]] = [
+    (
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(FAILURE), FAILURE),
+        "later account_inactive",
+        "done 200",
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + b"ok " * 1_000_000,
+        "unknown unexpected_answer",
+        "done 200",
+    ),
+    (
+        b"HTTP/1.1 503 Wait\r\nContent-Length: 100\r\n\r\ncut off in its body",
+        "later 503",
+        "later 503",
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nCut-off-in-its-head: 1",
+        "unknown remote_protocol_error",
+        "unknown remote_protocol_error",
+    ),
+    (
+        b"220 no.http.example.org ESMTP\r\n",
+        "unknown remote_protocol_error",
+        "unknown remote_protocol_error",
+    ),
+]
+
+
+def url_of(way: Way, third_parties: ThirdParties) -> str:
+    urls: dict[Way, str] = {
+        slack_by_webhook: third_parties.slack_url,
+        slack_by_token: third_parties.slack_api_url,
+        signed_webhook: third_parties.webhooks_url + "desk",
+    }
+    return urls[way]
+
+
+def told(verdict: Verdict) -> str:
+    words = [type(verdict).__name__.lower(), verdict.code]
+    if isinstance(verdict, Later) and verdict.retry_after_seconds is not None:
+        words.append(f"after {verdict.retry_after_seconds:g} s")
+    disables = isinstance(verdict, Later) and verdict.disables
+    return " ".join(words) + (", disables" if disables else "")
+
+
+async def send(channel: Slack | Webhook) -> Verdict:
+    try:
+        return await channel.send(MESSAGE)
+    finally:
+        await channel.close()
+
+
+@every_way
+async def test_every_conduct_has_one_meaning(third_parties: ThirdParties, way: Way) -> None:
+    channel, kind = way(url_of(way, third_parties)), WAYS[way]
+    meanings = []
+    for conduct, *_ in CONDUCTS:
+        third_parties.misbehave(kind, **{"mode": "status", **conduct})
+        meanings.append((conduct, told(await channel.send(MESSAGE))))
+    await channel.close()
+
+    assert meanings == [
+        (conduct, by_slack if kind == "slack" else by_webhook)
+        for conduct, by_slack, by_webhook in CONDUCTS
+    ]
+    # none was called twice, and the one that refused not at all
+    assert len(third_parties.calls(kind)) == len(CONDUCTS) - 1
+
+
+@every_way
+async def test_every_odd_answer_has_one_meaning(way: Way) -> None:
+    for said, by_slack, by_webhook in ANSWERS:
+        async with web_server_that_says(said) as port:
+            verdict = await send(way(f"http://127.0.0.1:{port}/in"))
+        assert told(verdict) == (by_slack if WAYS[way] == "slack" else by_webhook)
+        assert len(verdict.excerpt) <= 200
+
+
+@every_way
+async def test_a_wait_until_a_date_is_kept(third_parties: ThirdParties, way: Way) -> None:
+    moment = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)
+    third_parties.misbehave(WAYS[way], "status", code=429, retry_after=moment)
+    verdict = await send(way(url_of(way, third_parties)))
+    assert isinstance(verdict, Later)
+    assert verdict.retry_after_seconds is not None
+    assert 500 < verdict.retry_after_seconds <= 600
+
+
+@every_way
+async def test_a_server_that_cannot_be_trusted_is_sent_nothing(way: Way, certificate: Path) -> None:
+    """It has a certificate that nobody vouches for, or none at all."""
+
+    async def greet(_reader: Any, writer: Any) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nok")
+        await writer.drain()
+
+    for tls in (tls_of(certificate), None):
+        async with server_that(greet, tls) as port:
+            verdict = await send(way(f"https://127.0.0.1:{port}/in"))
+        assert told(verdict) == "later tls_failed"
+
+
+@every_way
+async def test_a_redirect_is_not_followed(way: Way) -> None:
+    visits = 0
+
+    async def redirect(reader: Any, writer: Any) -> None:
+        nonlocal visits
+        visits += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with server_that(redirect) as port:
+        assert told(await send(way(f"http://127.0.0.1:{port}/in"))) == "later 307"
+    assert visits == 1
+
+
+async def test_no_call_remembers_what_was_answered_to_another() -> None:
+    heads: list[bytes] = []
+
+    async def set_a_cookie(reader: Any, writer: Any) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async with server_that(set_a_cookie) as port:
+        channel = signed_webhook(f"http://127.0.0.1:{port}/in")
+        assert [told(await channel.send(MESSAGE)) for _ in range(2)] == ["done 200"] * 2
+        await channel.close()
+    assert [b"cookie" in head.lower() for head in heads] == [False, False]
+
+
+async def test_slack_is_told_the_token_and_the_channel(third_parties: ThirdParties) -> None:
+    verdict = await send(slack_by_token(third_parties.slack_api_url))
+    assert told(verdict) == "done 200"
+    [received] = third_parties.received("slack")
+    assert received["payload"]["channel"] == "C012"
+    assert received["text"].startswith("New request: sales\n")
+    assert received["idempotency_key"] == MESSAGE.idempotency_key
+
+    third_parties.misbehave("slack", "ok_false", error="invalid_auth")
+    assert told(await send(slack_by_token(third_parties.slack_api_url))) == "later invalid_auth"
+    third_parties.misbehave("slack", "ok_false", error="msg_too_long")
+    assert told(await send(slack_by_token(third_parties.slack_api_url))) == "never msg_too_long"
+
+
+@given(st.text("ABC123/=?&%-_", min_size=12, max_size=80))
+def test_no_long_part_of_a_url_is_told_by_its_own_answer(path: str) -> None:
+    url = "https://hooks.example/" + path
+    long_words = [word for word in re.split(r"[/?&=]", path) if len(word) >= 12]
+    assert set(long_words) <= set(secrets_of(url))
+
+
+LOG_ALL_THAT_THERE_IS = """
+import asyncio, logging, sys
+from runtime.logs import set_up_logs
+from tests.delivery.test_http_channels import send, signed_webhook, slack_by_token, slack_by_webhook
+
+slack_url, api_url, webhook_url, closed_url = sys.argv[1:]
+
+async def send_in_every_way():
+    for channel in (
+        slack_by_webhook(slack_url),
+        slack_by_token(api_url),
+        signed_webhook(webhook_url),
+        slack_by_webhook(closed_url),
+    ):
+        print(await send(channel), file=sys.stderr)
+
+set_up_logs("worker-slack", level="DEBUG", format="json")
+asyncio.run(send_in_every_way())
+print("=== PLANTED ===", file=sys.stderr)
+logging.getLogger("httpx").setLevel("INFO")
+asyncio.run(send_in_every_way())
+"""
+
+
+def test_no_secret_and_no_personal_text_is_logged_at_any_level(third_parties: ThirdParties) -> None:
+    """httpx would log a Slack webhook's whole URL at INFO, which the end of the run plants."""
+    # whoever answers may repeat what it was sent
+    third_parties.misbehave("slack", "status", code=404, body="nothing for xoxb-Hush1234Hush")
+    third_parties.misbehave("webhook", "status", code=404, body="no HushHush1234?key=Hush4321Hush")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c", LOG_ALL_THAT_THERE_IS),
+            third_parties.slack_url.replace("sandbox", "Hush1234Hush"),
+            third_parties.slack_api_url,
+            third_parties.webhooks_url + "HushHush1234?key=Hush4321Hush",
+            "http://127.0.0.1:1/services/T0/B0/Hush1234Hush",
+        ],
+        env=bare_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    logged, _, planted = ended.stderr.partition("=== PLANTED ===")
+    assert "slack.misconfigured" in logged
+    assert "webhook.misconfigured" in logged
+    for secret in ("Hush", SIGNING_SECRET, "Ms Private"):
+        assert secret not in logged
+    assert "Hush1234Hush" in planted
+
+
+@asynccontextmanager
+async def web_server_that_says(answer: bytes, tls: Any = None) -> AsyncIterator[int]:
+    async def converse(reader: Any, writer: Any) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        await reader.readexactly(int(length[1]) if length else 0)
+        writer.write(answer)
+        await writer.drain()
+
+    async with server_that(converse, tls) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("certificate"), "IP:127.0.0.1")

@@ -1,0 +1,238 @@
+"""`python -m service audit` and `show`: where every request is, and what comes next."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from assistance.collection import ASSISTANCES
+from assistance.request import accept
+from assistance.routing import Destination
+from outbox.collection import OUTBOX
+from runtime.mongo import open_client
+from service.audit import balance
+from tests.conftest import RunProcess
+from tests.support.running_service import Written
+
+
+@pytest.fixture
+def written(mongodb_url: str, database_name: str) -> Iterator[Written]:
+    written = Written(mongodb_url, database_name)
+    with written.client:
+        yield written
+
+
+def write(written: Written, *destinations: str, description: str = "x") -> str:
+    """A request as the API writes it."""
+    acceptance = accept(
+        request_id=str(uuid4()),
+        topic="sales",
+        description=description,
+        destinations=[Destination(name, "slack") for name in destinations or ("slack",)],
+        now=datetime.now(UTC),
+    )
+    with written.client.start_session() as session, session.start_transaction():
+        written.database[ASSISTANCES].insert_one(dict(acceptance.request), session=session)
+        written.database[OUTBOX].insert_many(acceptance.outbox_documents, session=session)
+    return acceptance.request["_id"]
+
+
+class Command:
+    def __init__(self, run_process: RunProcess, written: Written, mongodb_url: str) -> None:
+        self._run_process = run_process
+        self._environment = {
+            "MONGODB_URL": mongodb_url,
+            "MONGODB_DATABASE": written.database.name,
+        }
+
+    def __call__(self, *arguments: str, exit_code: int = 0) -> str:
+        process = self._run_process("service", *arguments, environment=self._environment)
+        assert process.wait_exit() == exit_code
+        return process.output()
+
+
+@pytest.fixture
+def command(run_process: RunProcess, written: Written, mongodb_url: str) -> Command:
+    return Command(run_process, written, mongodb_url)
+
+
+def test_books_without_a_request_balance(command: Command) -> None:
+    assert command("audit") == ("accepted 0 = succeeded 0 + failed 0 + waiting 0, unexplained 0\n")
+
+
+def test_sound_books_balance_and_say_who_waits_for_what(command: Command, written: Written) -> None:
+    for _ in range(3):
+        write(written)
+    queued = write(written, "slack", "email")
+    written.database[OUTBOX].update_many({"key": queued}, {"$set": {"state": "published"}})
+
+    assert command("audit").splitlines() == [
+        "waiting, hint to be published: 3",
+        "waiting, queued: 1",
+        "accepted 4 = succeeded 0 + failed 0 + waiting 4, unexplained 0",
+    ]
+    assert json.loads(command("audit", "--json")) == {
+        "accepted": 4,
+        "succeeded": 0,
+        "failed": 0,
+        "waiting": 4,
+        "waiting_for": {"hint to be published": 3, "queued": 1},
+        "overdue": 0,
+        "unexplained": 0,
+        "listed": [],
+    }
+
+
+def test_whatever_does_not_add_up_is_listed_and_the_exit_code_says_so(
+    command: Command, written: Written
+) -> None:
+    write(written)
+    half_written = write(written)
+    written.database[OUTBOX].delete_many({"key": half_written})
+    never_requested = write(written)
+    written.database[ASSISTANCES].delete_one({"_id": never_requested})
+    untold = write(written)
+    written.database[ASSISTANCES].update_one({"_id": untold}, {"$set": {"status": "succeeded"}})
+
+    *listed, last = command("audit", exit_code=1).splitlines()
+    assert last == "accepted 3 = succeeded 1 + failed 0 + waiting 2, unexplained 3"
+    for request_id, why in (
+        (half_written, "those in the outbox are number none"),
+        (never_requested, "the request itself does not exist"),
+        (untold, "it is succeeded, its deliveries (waiting) say accepted"),
+    ):
+        assert [line for line in listed if request_id in line and why in line]
+    assert json.loads(command("audit", "--json", exit_code=1))["unexplained"] == 3
+
+
+def test_a_request_that_was_overlooked_is_told_and_the_exit_code_says_so(
+    command: Command, written: Written
+) -> None:
+    overlooked = write(written)
+    long_ago = datetime.now(UTC) - timedelta(minutes=2)
+    dates = {"deliveries.0.due_at": long_ago, "deliveries.0.hint_until": long_ago}
+    written.database[ASSISTANCES].update_one(
+        {"_id": overlooked}, {"$set": {**dates, "next_due_at": long_ago}}
+    )
+    written.database[OUTBOX].update_many({}, {"$set": {"state": "published"}})
+
+    assert "waiting, due: 1" in command("audit")
+    overdue_after = ("--overdue-after-seconds", "60")
+    assert command("audit", *overdue_after, exit_code=1).splitlines() == [
+        "waiting, overdue: 1",
+        "overdue 1: nobody has seen to them; does the reconciler run?",
+        "accepted 1 = succeeded 0 + failed 0 + waiting 1, unexplained 0",
+    ]
+    assert json.loads(command("audit", "--json", *overdue_after, exit_code=1))["overdue"] == 1
+
+
+def test_events_of_other_writers_are_not_ours_to_balance(
+    command: Command, written: Written
+) -> None:
+    foreign: list[dict[str, Any]] = [
+        {"type": "order_placed", "key": "order-1", "routing_key": "orders", "payload": "{}"},
+        {"type": "order_placed", "key": write(written), "routing_key": "orders", "payload": "{}"},
+        {"type": "order_placed", "routing_key": "orders", "payload": "{}"},
+    ]
+    written.database[OUTBOX].insert_many(foreign)
+    assert command("audit").endswith("waiting 1, unexplained 0\n")
+
+
+async def test_the_books_balance_at_any_moment_however_busy_the_writers_are(
+    written: Written, mongodb_url: str
+) -> None:
+    write(written)
+    client = open_client(mongodb_url, process="test")
+    enough = Event()
+
+    def keep_writing() -> None:
+        while not enough.is_set():
+            write(written, "slack", "email")
+
+    counts: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(keep_writing) for _ in range(4)]
+        try:
+            while len(counts) < 5 or counts[-1] < 100:
+                books = await balance(client[written.database.name])
+                assert books.balanced, books.listed
+                counts.append(books.accepted)
+        finally:
+            enough.set()
+        for writer in writers:
+            writer.result()
+    assert counts == sorted(counts)
+    client.close()
+
+
+def test_one_request_is_shown_with_what_happened_and_what_comes_next(
+    command: Command, written: Written
+) -> None:
+    request_id = write(written, "slack", "email")
+    now = datetime.now(UTC)
+    attempts = [
+        {
+            "number": 1,
+            "fence": 1,
+            "worker": "w1",
+            "started_at": now,
+            "ended_at": now + timedelta(seconds=1),
+            "calls": 3,
+            "verdict": "later",
+            "code": "503",
+            "excerpt": "try later",
+        }
+    ]
+    due_at = now + timedelta(hours=1)
+    written.database[ASSISTANCES].update_one(
+        {"_id": request_id},
+        {"$set": {"deliveries.0.attempts": attempts, "deliveries.0.due_at": due_at}},
+    )
+    created, slack, email = written.events(request_id)
+    for event in (created, slack):
+        published = {"state": "published", "published_at": now}
+        written.database[OUTBOX].update_one({"_id": event["_id"]}, {"$set": published})
+    held = {"state": "held", "reason": "returned: 312 NO_ROUTE", "retry_at": now, "settled_at": now}
+    written.database[OUTBOX].update_one({"_id": email["_id"]}, {"$set": held})
+
+    shown = command("show", request_id)
+    head, description, *lines = shown.splitlines()
+    assert head == f"{request_id}  sales  accepted"
+    assert description == "x"
+    for words in (
+        ("accepted", "sales", "goes to slack, email"),
+        ("appended", "assistance_request_created", "event 1"),
+        ("published", "assistance_request_created"),
+        ("published", "delivery_due.slack"),
+        ("held", "delivery_due.email", "returned: 312 NO_ROUTE; tried again at"),
+        ("started", "slack, attempt 1", "by worker w1"),
+        ("ended", "slack, attempt 1", "later, 503, after 3 calls, try later"),
+        ("next", "slack", "due later"),
+        ("next", "email", "hint held"),
+    ):
+        assert [line for line in lines if all(word in line for word in words)], words
+
+    told = json.loads(command("show", request_id, "--json"))
+    assert (told["id"], told["status"], told["description"]) == (request_id, "accepted", "x")
+    (next_of_slack,) = [
+        entry
+        for entry in told["timeline"]
+        if entry["what"] == "next" and entry["subject"] == "slack"
+    ]
+    assert datetime.fromisoformat(next_of_slack["at"]) > now
+
+
+def test_what_strangers_wrote_cannot_touch_the_terminal(command: Command, written: Written) -> None:
+    request_id = write(written, description="[red]bold[/] \x1b[2J\x07\u202eevil\r\nend é")
+    shown = command("show", request_id)
+    assert r"[red]bold[/] \x1b[2J\x07\u202eevil\r\nend é" in shown
+    assert not {"\x1b", "\x07", "\u202e", "\r"} & set(shown)
+
+
+def test_an_unknown_id_is_a_clear_error(command: Command) -> None:
+    assert command("show", "x\x1b[2J", exit_code=1) == "no request has the id x\\x1b[2J\n"

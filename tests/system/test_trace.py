@@ -1,0 +1,100 @@
+"""The trace that a request comes with goes all its way: every message, every call, every fact."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.trace import trace_headers
+from tests.conftest import RunProcess
+from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld
+from tests.support.running_service import PATH, RunningService, service_environment
+from tests.support.third_parties import ThirdParties
+from tests.support.waiting import wait_until
+
+TRACE = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "bot=00f067aa0ba902b7",
+}
+
+SIGNING_SECRET = "whsec_dHJhY2V0cmFjZXRyYWNldHJhY2V0cmFjZQ=="
+
+
+def test_a_trace_goes_from_the_post_to_the_third_party_and_into_the_last_fact(
+    world: OutboxWorld, run_process: RunProcess, third_parties: ThirdParties
+) -> None:
+    with world.channel() as channel:
+        channel.queue_bind(QUEUE, EXCHANGE, "#")
+    environment = service_environment(
+        world.mongodb_url,
+        world.database_name,
+        rabbitmq_url=world.rabbitmq_url,
+        destinations=json.dumps({"desk": "webhook"}),
+        routes=json.dumps({"sales": ["desk"]}),
+        desk_url=third_parties.webhooks_url + "desk",
+        desk_signing_secrets=SIGNING_SECRET,
+        desk_allowed_networks="127.0.0.0/8",
+        shutdown_grace_seconds=20,
+    )
+    run_process("relay", "run", environment=environment)
+    worker = run_process("consumers", "run", "desk", environment=environment)
+    process = run_process("service", "run", environment=environment)
+    worker.wait_log("queue.receiving", deadline_seconds=30)
+    with RunningService(process, environment) as service:
+        service.wait_ready(deadline_seconds=30)
+        answer = service.http.post(
+            PATH, headers=TRACE, json={"topic": "sales", "description": "How much is it?"}
+        )
+        assert answer.status_code == 202
+
+    arrived: dict[str, Mapping[str, str]] = {}
+
+    def told() -> bool:
+        arrived.update({each.properties.type: each.properties.headers for each in world.drain()})
+        return "assistance_request_succeeded" in arrived
+
+    wait_until(told, "the success is told", deadline_seconds=30)
+    assert arrived.keys() == {
+        "assistance_request_created",
+        "delivery_due",
+        "assistance_request_succeeded",
+    }
+    assert all(TRACE.items() <= headers.items() for headers in arrived.values())
+    [receipt] = third_parties.received("webhook")
+    assert TRACE.items() <= dict(receipt["headers"]).items()
+
+
+@pytest.mark.parametrize(
+    ("headers", "kept"),
+    [
+        (TRACE, TRACE),
+        ({"traceparent": TRACE["traceparent"]}, {"traceparent": TRACE["traceparent"]}),
+        # a trace alone says where it belongs; its vendors' states alone say nothing
+        ({"tracestate": "bot=1"}, {}),
+        ({**TRACE, "tracestate": "x" * 513}, {"traceparent": TRACE["traceparent"]}),
+        ({**TRACE, "tracestate": "a=\r\nb"}, {"traceparent": TRACE["traceparent"]}),
+        ({"traceparent": TRACE["traceparent"].upper()}, {}),
+        ({"traceparent": TRACE["traceparent"] + "-more"}, {}),
+        ({"traceparent": "ff" + TRACE["traceparent"][2:]}, {}),
+        ({"traceparent": f"00-{'0' * 32}-b7ad6b7169203331-01"}, {}),
+        ({"traceparent": f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01"}, {}),
+        # a version that is not known yet may say more
+        (
+            {"traceparent": "01" + TRACE["traceparent"][2:] + "-more"},
+            {"traceparent": "01" + TRACE["traceparent"][2:] + "-more"},
+        ),
+    ],
+)
+def test_a_broken_trace_is_left_out(headers: Mapping[str, str], kept: Mapping[str, str]) -> None:
+    assert trace_headers(headers) == kept
+
+
+@given(
+    st.text(), st.sampled_from(["", TRACE["traceparent"], "01" + TRACE["traceparent"][2:] + "-"])
+)
+def test_nothing_that_could_break_a_message_is_kept(text: str, valid: str) -> None:
+    for value in trace_headers({"traceparent": valid + text, "tracestate": text}).values():
+        assert value.isascii()
+        assert value.isprintable()

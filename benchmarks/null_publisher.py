@@ -14,7 +14,7 @@ from runtime import rabbit
 OnConfirm = Callable[[int, bool, bool], None]
 
 
-class NullChannel(rabbit.Channel):
+class NullChannel(rabbit.AmqpChannel):
     """Confirms together what was published in one turn of the loop."""
 
     _published = 0
@@ -36,5 +36,5 @@ class NullChannel(rabbit.Channel):
 
 if __name__ == "__main__":
     # the relay knows nothing of this: the channels of this process are made of another class
-    rabbit.Channel = NullChannel  # type: ignore[misc]
+    rabbit.AmqpChannel = NullChannel  # type: ignore[misc]
     commands(["run"])

@@ -18,8 +18,8 @@ from assistance.events import hint_routing_key
 from runtime.rabbit import (
     ACCESS_REFUSED,
     PRECONDITION_FAILED,
+    AmqpChannel,
     BrokerRefused,
-    Channel,
     ChannelClosed,
 )
 
@@ -52,7 +52,7 @@ def deliveries_arguments(delivery_limit: int) -> dict[str, Any]:
 NO_DELIVERY_LIMIT = 2**31 - 1
 
 
-async def declare_dead_letters(channel: Channel) -> None:
+async def declare_dead_letters(channel: AmqpChannel) -> None:
     """Raises BrokerRefused, with the cure, where a queue or exchange of that name differs."""
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_DELIVERY_LIMIT}
     with _naming(DEAD_LETTERS_EXCHANGE, DEAD_LETTERS_QUEUE):
@@ -62,7 +62,7 @@ async def declare_dead_letters(channel: Channel) -> None:
 
 
 async def declare_deliveries(
-    channel: Channel, destination: str, *, events_exchange: str, delivery_limit: int
+    channel: AmqpChannel, destination: str, *, events_exchange: str, delivery_limit: int
 ) -> None:
     """One destination's queue, with all that it leans on; may be repeated, and raises the same."""
     await declare_dead_letters(channel)

@@ -10,7 +10,7 @@ from loguru import logger
 from outbox.event import Event
 from relay.report import Report
 from relay.window import PAUSED, Entry, Fate, Window
-from runtime.rabbit import BrokerGone, Channel, Unpublishable
+from runtime.rabbit import AmqpChannel, BrokerGone, Unpublishable
 
 #: A broker that owes a confirm for so long, and has not said that it is blocked, is given up.
 CONFIRM_DEADLINE_SECONDS = 30.0
@@ -43,7 +43,7 @@ class Publisher:
 
     def __init__(
         self,
-        channel: Channel,
+        channel: AmqpChannel,
         exchange: str,
         window: Window,
         report: Report,

@@ -49,10 +49,10 @@ from runtime.operations import OPERATIONS
 from runtime.rabbit import (
     ACCESS_REFUSED,
     NOT_FOUND,
+    AmqpChannel,
     BrokerError,
     BrokerGone,
     BrokerRefused,
-    Channel,
     ChannelClosed,
     Connection,
 )
@@ -152,7 +152,7 @@ class Term:
         settings: RelaySettings,
         database: Database,
         connection: Connection,
-        channel: Channel,
+        channel: AmqpChannel,
         checkpoint: Checkpoint,
         stop: Stop,
         report: Report,

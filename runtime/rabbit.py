@@ -73,7 +73,7 @@ class ResourceLocked(ChannelClosed):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class AmqpMessage:
     """A message as a consumer gets it. `delivery_tag` acknowledges it on its own channel."""
 
     delivery_tag: int
@@ -125,7 +125,7 @@ class Connection:
         raw.add_on_connection_blocked_callback(self._on_blocked)
         raw.add_on_connection_unblocked_callback(self._on_unblocked)
 
-    async def open_channel(self) -> "Channel":
+    async def open_channel(self) -> "AmqpChannel":
         """Raises BrokerGone."""
         if self.closed.done():
             raise BrokerGone(self.closed.result())
@@ -136,7 +136,7 @@ class Connection:
             raise BrokerGone(_words(error)) from error
         await _first_of(opened, self.closed, timeout_seconds=ANSWER_DEADLINE_SECONDS)
         if opened.done():
-            return Channel(opened.result(), self)
+            return AmqpChannel(opened.result(), self)
         raise self.gone()
 
     async def close(self) -> None:
@@ -174,7 +174,7 @@ class Connection:
         _resolve(self.closed, _words(reason))
 
 
-class Channel:
+class AmqpChannel:
     """
     One channel. `closed` is done when it is gone, with the error that says why.
 
@@ -268,7 +268,7 @@ class Channel:
         queue: str,
         *,
         prefetch: int,
-        on_message: Callable[[Message], None],
+        on_message: Callable[[AmqpMessage], None],
     ) -> str:
         """
         Have at most `prefetch` unacknowledged messages of the queue handed to `on_message`.
@@ -278,7 +278,7 @@ class Channel:
 
         def received(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
             on_message(
-                Message(
+                AmqpMessage(
                     delivery_tag=method.delivery_tag,
                     redelivered=method.redelivered,
                     exchange=method.exchange,
@@ -302,17 +302,17 @@ class Channel:
         """No message comes after this; what came and is not acknowledged stays ours."""
         await self._ask(self._raw.basic_cancel, consumer_tag=tag)
 
-    def hand_back(self, message: Message) -> None:
+    def hand_back(self, message: AmqpMessage) -> None:
         """Back to the head of its queue, for whoever consumes it next."""
         if self._raw.is_open:
             self._raw.basic_nack(message.delivery_tag, requeue=True)
 
-    def ack(self, message: Message) -> None:
+    def ack(self, message: AmqpMessage) -> None:
         """Tell the broker that this message is done with; silent when the channel is gone."""
         if self._raw.is_open:
             self._raw.basic_ack(message.delivery_tag)
 
-    def dead_letter(self, message: Message) -> None:
+    def dead_letter(self, message: AmqpMessage) -> None:
         """Refuse the message for good: its queue's dead-letter exchange gets it."""
         if self._raw.is_open:
             self._raw.basic_reject(message.delivery_tag, requeue=False)

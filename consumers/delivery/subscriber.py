@@ -17,7 +17,7 @@ from time import monotonic
 from loguru import logger
 
 from consumers.database import GivenUp
-from runtime.rabbit import BrokerError, BrokerGone, BrokerRefused, Channel, Message, connect
+from runtime.rabbit import AmqpChannel, AmqpMessage, BrokerError, BrokerGone, BrokerRefused, connect
 from runtime.retry import growing_delays
 from runtime.settings import RabbitSettings
 from runtime.shutdown import Stop
@@ -73,8 +73,8 @@ class Subscription:
     queue: str
     concurrency: int
     grace_seconds: float
-    declare: Callable[[Channel], Awaitable[None]]
-    handle: Callable[[Message, Channel], Awaitable[None]]
+    declare: Callable[[AmqpChannel], Awaitable[None]]
+    handle: Callable[[AmqpMessage, AmqpChannel], Awaitable[None]]
     flow: Flow | None = None
 
 
@@ -139,14 +139,14 @@ class Receiver:
             await connection.close()
 
     async def _receive_until_changed(
-        self, channel: Channel, connection_closed: asyncio.Future[str]
+        self, channel: AmqpChannel, connection_closed: asyncio.Future[str]
     ) -> None:
         """As the flow is now, until it changes, a stop is asked for, or the broker is gone."""
         prefetch, turn = self._flow.prefetch, self._flow.turn
         if not prefetch:
             await self._until_over(channel, connection_closed, turn)
             return
-        arrived: asyncio.Queue[Message] = asyncio.Queue()
+        arrived: asyncio.Queue[AmqpMessage] = asyncio.Queue()
         tag = await channel.consume(
             self._subscription.queue, prefetch=prefetch, on_message=arrived.put_nowait
         )
@@ -166,7 +166,7 @@ class Receiver:
             over.set()
 
     async def _until_over(
-        self, channel: Channel, connection_closed: asyncio.Future[str], turn: int
+        self, channel: AmqpChannel, connection_closed: asyncio.Future[str], turn: int
     ) -> None:
         """Returns when the flow has changed or a stop is asked for; raises BrokerError."""
         stopped = asyncio.create_task(self._stop.wait())
@@ -185,7 +185,7 @@ class Receiver:
             raise BrokerGone(connection_closed.result())
 
     async def _begin_each(
-        self, arrived: asyncio.Queue[Message], channel: Channel, over: asyncio.Event
+        self, arrived: asyncio.Queue[AmqpMessage], channel: AmqpChannel, over: asyncio.Event
     ) -> None:
         while True:
             await self._free.acquire()
@@ -198,7 +198,7 @@ class Receiver:
             self._in_hand.add(task)
             task.add_done_callback(lambda task: self._put_down(task, channel))
 
-    async def _hold(self, message: Message, channel: Channel, over: asyncio.Event) -> None:
+    async def _hold(self, message: AmqpMessage, channel: AmqpChannel, over: asyncio.Event) -> None:
         try:
             await self._subscription.handle(message, channel)
         except GivenUp:
@@ -212,7 +212,7 @@ class Receiver:
             # wait, and the queue's delivery limit ends it
             await channel.close()
 
-    def _put_down(self, task: asyncio.Task[None], channel: Channel) -> None:
+    def _put_down(self, task: asyncio.Task[None], channel: AmqpChannel) -> None:
         self._in_hand.discard(task)
         self._free.release()
         if task.cancelled() and not self._stop.requested:

@@ -41,7 +41,7 @@ from consumers.settings import FIRST_PAUSE_SECONDS, DestinationSettings, WorkerS
 from outbox.errors import UndecodableBody
 from runtime.mongo import new_owner
 from runtime.monitoring import monitored
-from runtime.rabbit import Channel, Message
+from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.retry import call_again
 from runtime.shutdown import Stop
 
@@ -83,10 +83,10 @@ class Worker:
         self._metrics = metrics
         self._stop = stop
 
-    async def handle(self, message: Message, queue: Channel) -> None:
+    async def handle(self, message: AmqpMessage, channel: AmqpChannel) -> None:
         hint = self._receive(message)
         if hint is None:
-            queue.dead_letter(message)
+            channel.dead_letter(message)
             return
         admission = self._gate.admit()
         if admission is None:
@@ -101,9 +101,9 @@ class Worker:
             except PyMongoError as error:
                 # refused for good, so not for us to repeat: the reconciler finds the delivery due
                 logger.error("delivery.refused_by_mongodb", error=where(error))
-        queue.ack(message)
+        channel.ack(message)
 
-    def _receive(self, message: Message) -> Hint | None:
+    def _receive(self, message: AmqpMessage) -> Hint | None:
         try:
             hint = Hint(*read_hint(message.body))
         except UndecodableBody as error:
@@ -261,7 +261,7 @@ async def run_worker(
     """
     name = f"worker-{destination}"
 
-    async def declare(channel: Channel) -> None:
+    async def declare(channel: AmqpChannel) -> None:
         await topology.declare_deliveries(
             channel,
             destination,

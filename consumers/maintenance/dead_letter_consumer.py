@@ -27,7 +27,7 @@ from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
 from outbox.errors import UndecodableBody
 from runtime.mongo import Database
 from runtime.monitoring import monitored
-from runtime.rabbit import Channel, Message
+from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.shutdown import Stop
 
 #: Enough to see what it is; a whole message may have 16 MiB, as much as a document.
@@ -51,7 +51,7 @@ class Letter:
     problem: str
 
 
-def read_letter(message: Message) -> Letter:
+def read_letter(message: AmqpMessage) -> Letter:
     queue = _first_death(message, "queue")
     message_id = None if message.message_id is None else _text(message.message_id)
     mark = sha256("\0".join([queue, message_id or "", ""]).encode() + message.body)
@@ -87,11 +87,11 @@ class DeadLetters:
         self._letters = database[DEAD_LETTERS]
         self._hints = Hints(database)
 
-    async def handle(self, message: Message, queue: Channel) -> None:
+    async def handle(self, message: AmqpMessage, channel: AmqpChannel) -> None:
         letter = read_letter(message)
         decision = await insist(lambda: self._decide(letter))
         await insist(lambda: self._store(letter, decision))
-        queue.ack(message)
+        channel.ack(message)
         self._stored.labels(decision.value).inc()
         logger.warning(
             "letter.stored",
@@ -126,7 +126,7 @@ class DeadLetters:
         await self._letters.update_one({"_id": letter.id}, [{"$set": stored}], upsert=True)
 
 
-def _first_death(message: Message, what: str) -> str:
+def _first_death(message: AmqpMessage, what: str) -> str:
     """https://www.rabbitmq.com/docs/dlx#effects ; `unknown` when the broker does not say."""
     value = message.headers.get(f"x-first-death-{what}")
     return _text(value) if isinstance(value, str | bytes) else "unknown"

@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from consumers.maintenance.dead_letter_consumer import BODY_LIMIT_BYTES, read_letter
-from runtime.rabbit import Message
+from runtime.rabbit import AmqpMessage
 from sandbox.rabbitmq import RabbitServer
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, slack_settings
@@ -226,7 +226,7 @@ def refuse_writes(deliveries: Deliveries, *, refuse: bool) -> None:
 
 
 def letter_of(body: bytes, message_id: str | None = "m", **headers: Any) -> Any:
-    message = Message(
+    message = AmqpMessage(
         delivery_tag=1,
         redelivered=False,
         exchange="dead-letters",

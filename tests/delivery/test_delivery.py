@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from consumers.delivery.subscriber import PREFETCH_RATIO, Receiver, Subscription
 from consumers.topology import declare_deliveries
-from runtime.rabbit import Channel, Message
+from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.settings import RabbitSettings
 from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
@@ -576,13 +576,13 @@ async def test_a_message_that_nobody_expected_does_not_deafen_the_worker(
     declared = asyncio.Event()
     stop_receiving = Stop()
 
-    async def handle(message: Message, queue: Channel) -> None:
+    async def handle(message: AmqpMessage, channel: AmqpChannel) -> None:
         if message.body == b"poison":
             raise KeyError(message.body)
         handled.append(message.body)
-        queue.ack(message)
+        channel.ack(message)
 
-    async def declare(channel: Channel) -> None:
+    async def declare(channel: AmqpChannel) -> None:
         await declare_deliveries(channel, "slack", events_exchange="events", delivery_limit=2)
         declared.set()
 
@@ -617,13 +617,13 @@ async def test_a_message_whose_handling_is_cancelled_from_within_comes_again(
     declared = asyncio.Event()
     stop_receiving = Stop()
 
-    async def handle(message: Message, queue: Channel) -> None:
+    async def handle(message: AmqpMessage, channel: AmqpChannel) -> None:
         handled.append(message.redelivered)
         if len(handled) == 1:
             raise asyncio.CancelledError  # as a library's timeout that leaks
-        queue.ack(message)
+        channel.ack(message)
 
-    async def declare(channel: Channel) -> None:
+    async def declare(channel: AmqpChannel) -> None:
         await declare_deliveries(channel, "slack", events_exchange="events", delivery_limit=5)
         declared.set()
 

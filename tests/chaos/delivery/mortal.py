@@ -31,7 +31,7 @@ from consumers.__main__ import commands
 from consumers.channels import Message as Words
 from consumers.delivery.worker import Worker
 from runtime.mongo import Client, Session
-from runtime.rabbit import Channel, Message
+from runtime.rabbit import AmqpChannel, AmqpMessage
 from tests.chaos.delivery.plan import Order, Point
 
 ORDERS, ARRIVALS, DEATHS = "orders", "arrivals", "deaths"
@@ -120,10 +120,10 @@ def make_mortal(life: Life) -> None:
     in_transaction = ledger.in_transaction
     recording: ContextVar[str] = ContextVar("recording", default="")
 
-    async def handling(self: Worker, message: Message, queue: Channel) -> None:
+    async def handling(self: Worker, message: AmqpMessage, channel: AmqpChannel) -> None:
         event_id = str(message.message_id)
         life.receives(event_id)
-        await handle(self, message, queue)
+        await handle(self, message, channel)
         life.has_acknowledged(event_id)
         life.comes_to(Point.ACKNOWLEDGED)
 
@@ -170,10 +170,10 @@ def make_mortal(life: Life) -> None:
 class _AcknowledgedBefore:
     """The channel, for one who has acknowledged already."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: AmqpChannel) -> None:
         self._channel = channel
 
-    def ack(self, message: Message) -> None:
+    def ack(self, message: AmqpMessage) -> None:
         """It was done before."""
 
     def __getattr__(self, name: str) -> Any:
@@ -184,16 +184,16 @@ def acknowledge_before_record() -> None:
     """The broker is told as soon as the call is made."""
     patched: Any = Worker
     handle, record = Worker.handle, patched._record
-    in_hand: ContextVar[tuple[Message, Channel]] = ContextVar("in_hand")
+    in_hand: ContextVar[tuple[AmqpMessage, AmqpChannel]] = ContextVar("in_hand")
 
-    async def handling(self: Worker, message: Message, queue: Channel) -> None:
-        in_hand.set((message, queue))
-        channel: Any = _AcknowledgedBefore(queue)
-        await handle(self, message, channel)
+    async def handling(self: Worker, message: AmqpMessage, channel: AmqpChannel) -> None:
+        in_hand.set((message, channel))
+        acknowledged: Any = _AcknowledgedBefore(channel)
+        await handle(self, message, acknowledged)
 
     async def recording(self: Worker, *arguments: Any) -> None:
-        message, queue = in_hand.get()
-        queue.ack(message)
+        message, channel = in_hand.get()
+        channel.ack(message)
         await asyncio.sleep(FLUSHED_SECONDS)
         await record(self, *arguments)
 

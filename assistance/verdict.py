@@ -12,8 +12,6 @@ Unknown  it may have it: the message was sent and no answer came, or the worker 
 
 from dataclasses import dataclass
 
-EXCERPT_LIMIT_CHARACTERS = 200
-
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -50,19 +48,6 @@ class Unknown:
 
 
 Verdict = Done | Later | Never | Unknown
-
-
-def cut_excerpt(text: str) -> str:
-    """
-    At most 200 characters on one line, so that no answer floods a log or a page.
-
-    Lone surrogates, which stand for what was no UTF-8, are no text that a database takes. Control
-    characters, which steer terminals and turn the direction of writing, become `\\x1b`.
-    """
-    line = escape_unprintable(" ".join(text.encode(errors="replace").decode().split()))
-    if len(line) <= EXCERPT_LIMIT_CHARACTERS:
-        return line
-    return line[: EXCERPT_LIMIT_CHARACTERS - 1] + "…"
 
 
 def escape_unprintable(text: str) -> str:

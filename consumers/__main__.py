@@ -13,7 +13,7 @@ from assistance.routing import RoutingTable
 from consumers import topology as broker
 from consumers.admin import dead_letters_cli, destinations_cli, needs_decision_cli, redrive_cli
 from consumers.admin.backlog_cli import overdue, resend
-from consumers.channels import Channel, UnknownChannel, find_channel, settings_table
+from consumers.channels import DeliveryChannel, UnknownChannel, find_channel, settings_table
 from consumers.database import GivenUp, insist, open_database
 from consumers.delivery.worker import run_worker
 from consumers.maintenance.dead_letter_consumer import run_dead_letters
@@ -168,7 +168,7 @@ class _Routes(SettingsTable, RoutingTable):
     """What names the channel, read by itself: the channel's own table has yet to be found."""
 
 
-def _channel_of(destination: str, process: str) -> type[Channel]:
+def _channel_of(destination: str, process: str) -> type[DeliveryChannel]:
     routes = read_settings(_Routes)
     if isinstance(routes, list):
         # with broken routes the channel's table is not known: these problems come first

@@ -22,7 +22,7 @@ GROUP = "assistance.channels"
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class OutboundMessage:
     """
     What is handed over.
 
@@ -40,7 +40,7 @@ class Message:
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
-class Channel(Protocol):
+class DeliveryChannel(Protocol):
     """
     One configured place of a third party.
 
@@ -55,7 +55,7 @@ class Channel(Protocol):
 
     def __init__(self, settings: Any, *, call_timeout_seconds: float) -> None: ...
 
-    async def send(self, message: Message) -> Verdict: ...
+    async def send(self, message: OutboundMessage) -> Verdict: ...
 
     async def close(self) -> None: ...
 
@@ -64,17 +64,17 @@ class UnknownChannel(LookupError):
     """No installed package brings a channel of this name; the message lists those there are."""
 
 
-def find_channel(name: str) -> type[Channel]:
+def find_channel(name: str) -> type[DeliveryChannel]:
     """Raises UnknownChannel."""
     found = entry_points(group=GROUP)
     if name not in found.names:
         known = ", ".join(sorted(found.names)) or "none"
         raise UnknownChannel(f"there is no channel {name!r}; known: {known}")
-    channel: type[Channel] = found[name].load()
+    channel: type[DeliveryChannel] = found[name].load()
     return channel
 
 
-def settings_table(channel: type[Channel], destination: str) -> type[SettingsTable]:
+def settings_table(channel: type[DeliveryChannel], destination: str) -> type[SettingsTable]:
     """The channel's table for one destination, with its prefix."""
     prefix = destination.replace("-", "_") + "_"
     config = SettingsConfigDict(env_prefix=prefix)

@@ -31,8 +31,9 @@ import aiosmtplib
 from loguru import logger
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from assistance.verdict import Done, Later, Never, Unknown, Verdict, cut_excerpt
-from consumers.channels import Message
+from assistance.verdict import Done, Later, Never, Unknown, Verdict
+from consumers.channels import OutboundMessage
+from consumers.channels.excerpts import cut_excerpt
 from runtime.settings import SettingsTable
 
 SUBJECT_LIMIT_CHARACTERS = 120
@@ -121,7 +122,7 @@ class Email:
         self._recipients = settings.recipients.split(",")
         self._secrets = _forms_of_password(settings)
 
-    async def send(self, message: Message) -> Verdict:
+    async def send(self, message: OutboundMessage) -> Verdict:
         mail = compose(message, sender=self._settings.sender, recipients=self._recipients)
         client = self._client()
         stage = Stage.CONNECT
@@ -211,7 +212,7 @@ def _forms_of_password(settings: EmailSettings) -> list[str]:
     return [password, *(b64encode(form.encode()).decode() for form in (plain, password))]
 
 
-def compose(message: Message, *, sender: str, recipients: Sequence[str]) -> EmailMessage:
+def compose(message: OutboundMessage, *, sender: str, recipients: Sequence[str]) -> EmailMessage:
     """The mail, the same in every attempt but for the word that it may be a repeat."""
     mail = EmailMessage(policy=_POLICY)
     mail["Subject"] = subject(message.topic, message.description)

@@ -22,7 +22,8 @@ from typing import Any
 
 import httpx
 
-from assistance.verdict import Later, Unknown, cut_excerpt
+from assistance.verdict import Later, Unknown
+from consumers.channels.excerpts import cut_excerpt
 
 #: Third parties answer in a few words; more is a page that nobody reads here.
 ANSWER_LIMIT_BYTES = 4096

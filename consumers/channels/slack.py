@@ -31,7 +31,7 @@ from loguru import logger
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
-from consumers.channels import Message
+from consumers.channels import OutboundMessage
 from consumers.channels.http import MESSAGE_STATUSES, Answer, HttpClient, parse_url, secrets_of
 from runtime.settings import SettingsTable
 
@@ -163,7 +163,7 @@ class Slack:
             self._place = {"channel": settings.channel}
         self._http = HttpClient(call_timeout_seconds=call_timeout_seconds, secrets=secrets)
 
-    async def send(self, message: Message) -> Verdict:
+    async def send(self, message: OutboundMessage) -> Verdict:
         answer = await self._http.post(
             self._url,
             content=orjson.dumps(self._place | payload(message)),
@@ -179,7 +179,7 @@ class Slack:
         await self._http.close()
 
 
-def payload(message: Message) -> dict[str, Any]:
+def payload(message: OutboundMessage) -> dict[str, Any]:
     """What is posted: plain text, in which nothing is a link, a mention or a format."""
     repeat = (
         "This may be a repeat: Slack gave no answer to an earlier try.\n"

@@ -32,7 +32,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from standardwebhooks import Webhook as Signer
 
 from assistance.verdict import Done, Later, Never, Verdict
-from consumers.channels import Message
+from consumers.channels import OutboundMessage
 from consumers.channels.http import (
     MESSAGE_STATUSES,
     Answer,
@@ -135,7 +135,7 @@ class Webhook:
             ),
         )
 
-    async def send(self, message: Message) -> Verdict:
+    async def send(self, message: OutboundMessage) -> Verdict:
         body = orjson.dumps(payload(message)).decode()
         if len(body.encode()) > PAYLOAD_LIMIT_BYTES:
             return Never("payload_too_large")
@@ -167,7 +167,7 @@ class Webhook:
         }
 
 
-def payload(message: Message) -> dict[str, Any]:
+def payload(message: OutboundMessage) -> dict[str, Any]:
     """What is posted, the same in every attempt."""
     return {
         "type": EVENT_TYPE,

@@ -30,7 +30,7 @@ from assistance.breaker import (
     standing,
 )
 from assistance.verdict import Later, Verdict
-from consumers.channels import Channel
+from consumers.channels import DeliveryChannel
 from consumers.database import GivenUp, insist
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.subscriber import PREFETCH_RATIO, Flow, where
@@ -216,7 +216,7 @@ class Gate:
                     self._stand(Standing.FLOWING, self._prefetch)
 
 
-def rate_per_second(own: DestinationSettings, third_party: Channel) -> float:
+def rate_per_second(own: DestinationSettings, third_party: DeliveryChannel) -> float:
     """The destination's own rate, else its channel's; 0 for no limit."""
     if own.rate_per_second is not None:
         return own.rate_per_second

@@ -78,7 +78,7 @@ class Subscription:
     flow: Flow | None = None
 
 
-class Receiver:
+class Subscriber:
     def __init__(self, settings: RabbitSettings, subscription: Subscription, stop: Stop) -> None:
         self._settings = settings
         self._subscription = subscription

@@ -20,7 +20,8 @@ from pymongo.errors import PyMongoError
 from assistance.delivery import Ask, Failed, Succeeded, TryAgain
 from assistance.events import read_hint
 from assistance.verdict import Later, Unknown, Verdict
-from consumers import channels, topology
+from consumers import topology
+from consumers.channels import DeliveryChannel, OutboundMessage
 from consumers.database import GivenUp, insist, open_database
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.gate import Admission, Gate, as_recorded, rate_per_second
@@ -36,7 +37,7 @@ from consumers.delivery.ledger import (
     verdict_word,
 )
 from consumers.delivery.metrics import AttemptMetrics
-from consumers.delivery.subscriber import NotNow, Receiver, Subscription, where
+from consumers.delivery.subscriber import NotNow, Subscriber, Subscription, where
 from consumers.settings import FIRST_PAUSE_SECONDS, DestinationSettings, WorkerSettings
 from outbox.errors import UndecodableBody
 from runtime.mongo import new_owner
@@ -67,7 +68,7 @@ class Worker:
         self,
         settings: WorkerSettings,
         destination: str,
-        third_party: channels.Channel,
+        third_party: DeliveryChannel,
         ledger: Ledger,
         hints: Hints,
         gate: Gate,
@@ -189,7 +190,7 @@ class Worker:
         )
         return Outcome(verdict, calls, monotonic() - began_at)
 
-    async def _send(self, message: channels.Message) -> Verdict:
+    async def _send(self, message: OutboundMessage) -> Verdict:
         try:
             async with asyncio.timeout(self._settings.longest_call_seconds):
                 return await self._third_party.send(message)
@@ -233,8 +234,8 @@ class Worker:
                 attempted.warning("delivery.attempted", state="not_recorded", reason=reason.value)
 
 
-def _message(claim: Claim) -> channels.Message:
-    return channels.Message(
+def _message(claim: Claim) -> OutboundMessage:
+    return OutboundMessage(
         request_id=claim.request_id,
         topic=claim.topic,
         description=claim.description,
@@ -249,7 +250,7 @@ async def run_worker(
     settings: WorkerSettings,
     destination: str,
     own: DestinationSettings,
-    third_party: channels.Channel,
+    third_party: DeliveryChannel,
     stop: Stop,
 ) -> None:
     """
@@ -302,12 +303,12 @@ async def run_worker(
             handle=worker.handle,
             flow=gate.flow,
         )
-        receiver = Receiver(settings, subscription, stop)
-        monitor.ready_when(lambda: receiver.why_not_ready)
+        subscriber = Subscriber(settings, subscription, stop)
+        monitor.ready_when(lambda: subscriber.why_not_ready)
         monitor.ready_when(lambda: gate.why_not_ready)
         watching = asyncio.create_task(gate.watch())
         try:
-            await receiver.run()
+            await subscriber.run()
         finally:
             watching.cancel()
             await third_party.close()

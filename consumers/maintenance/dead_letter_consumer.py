@@ -20,7 +20,7 @@ from assistance.redrive import FROM_BROKER, Decision
 from consumers.database import insist, open_database
 from consumers.delivery.hints import Hints
 from consumers.delivery.metrics import letters_stored
-from consumers.delivery.subscriber import Receiver, Subscription
+from consumers.delivery.subscriber import Subscriber, Subscription
 from consumers.delivery.updates import NOW, given
 from consumers.settings import DeadLetterSettings
 from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
@@ -156,6 +156,6 @@ async def run_dead_letters(settings: DeadLetterSettings, stop: Stop) -> None:
             declare=declare_dead_letters,
             handle=DeadLetters(database, stored).handle,
         )
-        receiver = Receiver(settings, subscription, stop)
-        monitor.ready_when(lambda: receiver.why_not_ready)
-        await receiver.run()
+        subscriber = Subscriber(settings, subscription, stop)
+        monitor.ready_when(lambda: subscriber.why_not_ready)
+        await subscriber.run()

@@ -16,7 +16,7 @@ import pika
 import pytest
 from pydantic import SecretStr
 
-from consumers.delivery.subscriber import PREFETCH_RATIO, Receiver, Subscription
+from consumers.delivery.subscriber import PREFETCH_RATIO, Subscriber, Subscription
 from consumers.topology import declare_deliveries
 from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.settings import RabbitSettings
@@ -595,7 +595,7 @@ async def test_a_message_that_nobody_expected_does_not_deafen_the_worker(
         handle=handle,
     )
     settings = RabbitSettings(rabbitmq_url=SecretStr(rabbitmq_url))
-    receiving = asyncio.create_task(Receiver(settings, subscription, stop_receiving).run())
+    receiving = asyncio.create_task(Subscriber(settings, subscription, stop_receiving).run())
     await asyncio.wait_for(declared.wait(), 15)
     poison = PREFETCH_RATIO + 1
     await asyncio.to_thread(publish, rabbitmq_url, *[b"poison"] * poison)
@@ -636,7 +636,7 @@ async def test_a_message_whose_handling_is_cancelled_from_within_comes_again(
         handle=handle,
     )
     settings = RabbitSettings(rabbitmq_url=SecretStr(rabbitmq_url))
-    receiving = asyncio.create_task(Receiver(settings, subscription, stop_receiving).run())
+    receiving = asyncio.create_task(Subscriber(settings, subscription, stop_receiving).run())
     await asyncio.wait_for(declared.wait(), 15)
     await asyncio.to_thread(publish, rabbitmq_url, b"message")
     await wait_until_async(lambda: handled == [False, True], "it came again")

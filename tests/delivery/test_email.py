@@ -17,7 +17,7 @@ from loguru import logger
 from pydantic import SecretStr, ValidationError
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
-from consumers.channels import Message
+from consumers.channels import OutboundMessage
 from consumers.channels.email import Email, EmailSettings, Tls, compose, one_line, subject
 from tests.support.listeners import make_certificate, server_that, tls_of
 from tests.support.third_parties import ThirdParties
@@ -33,8 +33,8 @@ def message(
     topic: str = "pricing",
     request_id: str = "6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
     may_be_repeat: bool = False,
-) -> Message:
-    return Message(
+) -> OutboundMessage:
+    return OutboundMessage(
         request_id=request_id,
         topic=topic,
         description=description,
@@ -44,7 +44,7 @@ def message(
     )
 
 
-def as_read(sent: Message) -> EmailMessage:
+def as_read(sent: OutboundMessage) -> EmailMessage:
     mail = compose(sent, sender="from@example.org", recipients=["to@example.org"])
     return message_from_bytes(mail.as_bytes(), policy=policy.default)
 
@@ -61,7 +61,7 @@ def settings(host: str, port: int, **others: Any) -> EmailSettings:
     return EmailSettings(**values)
 
 
-async def send(table: EmailSettings, sent: Message | None = None) -> Verdict:
+async def send(table: EmailSettings, sent: OutboundMessage | None = None) -> Verdict:
     return await Email(table, call_timeout_seconds=TIMEOUT_SECONDS).send(sent or message())
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assistance.verdict import Later, Verdict
-from consumers.channels import Message
+from consumers.channels import OutboundMessage
 from consumers.channels.http import secrets_of
 from consumers.channels.slack import Slack, SlackSettings
 from consumers.channels.webhook import Webhook, WebhookSettings
@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 1.0
 TOKEN = "xoxb-Hush1234Hush"
 SIGNING_SECRET = "whsec_" + "aHVzaGh1c2hodXNoaHVzaGh1c2hodXNo"
 
-MESSAGE = Message(
+MESSAGE = OutboundMessage(
     request_id="6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
     topic="sales",
     description="Is it in stock, asks Ms Private?",

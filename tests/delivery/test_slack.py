@@ -17,7 +17,7 @@ from loguru import logger
 from pydantic import SecretStr, ValidationError
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
-from consumers.channels import Message
+from consumers.channels import OutboundMessage
 from consumers.channels.http import ANSWER_LIMIT_BYTES, read_answer, retry_after_seconds
 from consumers.channels.slack import Slack, SlackSettings, escape, judge, payload
 from tests.support.listeners import Converse, server_that
@@ -28,8 +28,10 @@ SECRET = "services/T000/B000/hush"
 TIMEOUT_SECONDS = 0.5
 
 
-def message(description: str = "Is it in stock?", *, may_be_repeat: bool = False) -> Message:
-    return Message(
+def message(
+    description: str = "Is it in stock?", *, may_be_repeat: bool = False
+) -> OutboundMessage:
+    return OutboundMessage(
         request_id="6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
         topic="sales",
         description=description,
@@ -45,7 +47,7 @@ def ask(status: int, body: bytes | str, **headers: str) -> Verdict:
     return judge(read_answer(status, httpx.Headers(named), raw, secrets=[SECRET], now=NOW))
 
 
-async def send(url: str, sent: Message | None = None) -> Verdict:
+async def send(url: str, sent: OutboundMessage | None = None) -> Verdict:
     slack = Slack(SlackSettings(webhook_url=SecretStr(url)), call_timeout_seconds=TIMEOUT_SECONDS)
     try:
         return await slack.send(sent or message())

@@ -43,14 +43,8 @@ from assistance.routing import (
     RoutingTable,
     check_routing,
 )
-from assistance.verdict import (
-    EXCERPT_LIMIT_CHARACTERS,
-    Done,
-    Later,
-    Never,
-    Unknown,
-    cut_excerpt,
-)
+from assistance.verdict import Done, Later, Never, Unknown
+from consumers.channels.excerpts import EXCERPT_MAX_CHARACTERS, cut_excerpt
 from outbox import envelope
 from outbox.errors import UndecodableBody
 
@@ -341,9 +335,9 @@ class TestVerdict:
     @given(st.text(max_size=1000))
     def test_an_excerpt_is_one_line_of_bounded_length(self, text: str) -> None:
         excerpt = cut_excerpt(text)
-        assert len(excerpt) <= EXCERPT_LIMIT_CHARACTERS
+        assert len(excerpt) <= EXCERPT_MAX_CHARACTERS
         assert excerpt.isprintable()
-        if len(excerpt) < EXCERPT_LIMIT_CHARACTERS and text.replace("\n", " ").isprintable():
+        if len(excerpt) < EXCERPT_MAX_CHARACTERS and text.replace("\n", " ").isprintable():
             assert excerpt.split() == text.split()
 
     def test_an_excerpt_steers_no_terminal(self) -> None:

@@ -20,7 +20,7 @@ import apprise
 from pydantic import AfterValidator, Field, SecretStr
 
 from assistance.verdict import Done, Unknown, Verdict
-from consumers.channels import Message
+from consumers.channels import OutboundMessage
 from runtime.settings import SettingsTable
 
 
@@ -47,7 +47,7 @@ class AppriseChannel:
         self._services = apprise.Apprise()
         self._services.add(settings.url.get_secret_value())
 
-    async def send(self, message: Message) -> Verdict:
+    async def send(self, message: OutboundMessage) -> Verdict:
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
                 was_sent = await self._services.async_notify(
@@ -65,7 +65,7 @@ class AppriseChannel:
         """Apprise keeps no connection."""
 
 
-def text(message: Message) -> str:
+def text(message: OutboundMessage) -> str:
     lines = [message.description]
     if message.may_be_repeat:
         lines.append("This may be a repeat: an earlier try had no answer.")

@@ -28,7 +28,7 @@ from uuid import uuid4
 import consumers.delivery.ledger
 from assistance.verdict import Done, Verdict
 from consumers.__main__ import commands
-from consumers.channels import Message as Words
+from consumers.channels import OutboundMessage
 from consumers.delivery.worker import Worker
 from runtime.mongo import Client, Session
 from runtime.rabbit import AmqpChannel, AmqpMessage
@@ -135,13 +135,13 @@ def make_mortal(life: Life) -> None:
         life.comes_to(Point.CLAIMED, claimed.request_id)
         return await call(self, claimed, *more)
 
-    async def sending(self: Worker, words: Words) -> Verdict:
-        life.begins_call(words.request_id)
-        if order := life.dies_at(Point.CALLING, words.request_id):
-            sent = asyncio.create_task(send(self, words))
+    async def sending(self: Worker, message: OutboundMessage) -> Verdict:
+        life.begins_call(message.request_id)
+        if order := life.dies_at(Point.CALLING, message.request_id):
+            sent = asyncio.create_task(send(self, message))
             await asyncio.wait([sent], timeout=order.wait_seconds)
-            life.die(words.request_id)
-        verdict: Verdict = await send(self, words)
+            life.die(message.request_id)
+        verdict: Verdict = await send(self, message)
         return verdict
 
     async def recording_outcome(self: Worker, claimed: Any, *more: Any) -> None:
@@ -217,8 +217,8 @@ def new_key_each_time() -> None:
     patched: Any = Worker
     send = patched._send
 
-    async def sending(self: Worker, words: Words) -> Verdict:
-        verdict: Verdict = await send(self, replace(words, idempotency_key=str(uuid4())))
+    async def sending(self: Worker, message: OutboundMessage) -> Verdict:
+        verdict: Verdict = await send(self, replace(message, idempotency_key=str(uuid4())))
         return verdict
 
     patched._send = sending

@@ -48,11 +48,3 @@ class Unknown:
 
 
 Verdict = Done | Later | Never | Unknown
-
-
-def escape_unprintable(text: str) -> str:
-    """What strangers wrote, unable to move the cursor, change colours or reverse the line."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )

@@ -1,7 +1,6 @@
 """`python -m relay run`, `... position show | reset`, `... held list | release | discard`"""
 
 import asyncio
-import json
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -9,9 +8,6 @@ from time import monotonic
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pymongo.errors import PyMongoError
-from rich.console import Console
-from rich.table import Table
 
 from relay import operations
 from relay.checkpoint import CHECKPOINTS
@@ -19,40 +15,44 @@ from relay.operations import Wish
 from relay.relay import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
 from runtime.logs import set_up_logs
-from runtime.mongo import (
-    Database,
-    DatabaseError,
-    UnsuitableServer,
-    check_server,
-    explained,
-    open_client,
-)
-from runtime.operations import NothingToDo, Operator, Who, Why, operator
+from runtime.mongo import Database, UnsuitableServer
+from runtime.operations import NothingToDo, Operator
 from runtime.rabbit import BrokerRefused
 from runtime.settings import load_settings
 from runtime.shutdown import Stop
+from runtime.terminal import (
+    AsJson,
+    Who,
+    Why,
+    checked_database,
+    operator,
+    print_if_cut,
+    print_json,
+    print_table,
+    printable,
+    run_with_database,
+)
 
 Result = TypeVar("Result")
 
-#: How long a command waits for the leader to carry out a wish before it leaves it to the future.
+#: How long a command waits for the leader to execute its request, which stays recorded.
 PATIENCE_SECONDS = 10.0
 
-
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-position = typer.Typer(no_args_is_help=True, help="Where the relay stands in the outbox.")
+position = typer.Typer(no_args_is_help=True, help="The relay's position in the outbox.")
 held = typer.Typer(
-    no_args_is_help=True, help="Events that wait: held ones for the broker, parked ones for you."
+    no_args_is_help=True,
+    help="Events that are not published: held ones are retried, parked ones need your decision.",
 )
 commands.add_typer(position, name="position")
 commands.add_typer(held, name="held")
 
-AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
-EventIds = Annotated[list[str], typer.Argument(help="the events' ids, as `held list` shows them")]
+EventIds = Annotated[list[str], typer.Argument(help="event IDs, as shown by `held list`")]
 
 
 @commands.callback()
 def relay() -> None:
-    """Publish what is appended to an outbox in MongoDB to RabbitMQ."""
+    """Publish the events of an outbox in MongoDB to RabbitMQ."""
 
 
 @commands.command()
@@ -74,102 +74,90 @@ def run() -> None:
 
 @position.command()
 def show(*, json: AsJson = False) -> None:
-    """Show the position of the relay's group, who leads, and how many events are settled."""
+    """Show the relay group's position, its leader, and how many events are settled."""
+    settings = load_settings(OutboxSettings, "relay")
 
-    async def read(database: Database, settings: OutboxSettings) -> Any:
+    async def read(database: Database) -> dict[str, Any]:
         group = settings.relay_group
-        document = await database[CHECKPOINTS].find_one({"_id": group})
+        document: dict[str, Any] | None = await database[CHECKPOINTS].find_one({"_id": group})
         if document is None:
-            raise NothingToDo(f"group {group!r} has no position yet: no relay of it has led")
+            raise NothingToDo(f"group {group!r} has no position yet: none of its relays has led")
         return document
 
-    print_fields(with_database(read), json=json)
+    print_fields(with_database(settings, read), json=json)
 
 
 @position.command()
 def reset(why: Why, who: Who) -> None:
-    """Begin anew with a hand-over: what is pending is published, and only that. Always safe."""
-
-    async def write(database: Database, settings: OutboxSettings) -> int:
-        return await operations.reset_position(
-            database, settings.relay_group, operator(who=who, why=why)
-        )
-
-    epoch = with_database(write)
-    typer.echo(f"epoch {epoch} was taken; whoever leads begins anew with a hand-over within 5 s")
+    """Start a resync: all pending events are published, and only those. Always safe."""
+    settings = load_settings(OutboxSettings, "relay")
+    asking = operator(who=who, why=why)
+    epoch = with_database(
+        settings,
+        lambda database: operations.reset_position(database, settings.relay_group, asking),
+    )
+    typer.echo(f"epoch {epoch} was taken; the leader starts a resync within 5 s")
 
 
 @held.command("list")
 def list_held(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson = False) -> None:
-    """List what is held or parked, those of one key together and in order."""
-
-    async def read(database: Database, settings: OutboxSettings) -> Any:
-        return await operations.list_waiting(database, settings.outbox_collection, limit)
-
-    waiting = with_database(read)
+    """List held and parked events, grouped by key and in order."""
+    settings = load_settings(OutboxSettings, "relay")
+    waiting = with_database(
+        settings,
+        lambda database: operations.list_waiting(database, settings.outbox_collection, limit),
+    )
     if json:
-        typer.echo(as_json(waiting))
+        print_json(waiting)
         return
-    table = Table("event", "key", "state", "reason", "since UTC", "tried again UTC")
-    for document in waiting:
-        fields = ("_id", "held_key", "state", "reason", "settled_at", "retry_at")
-        table.add_row(*(printable(document.get(name)) for name in fields))
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
-    if len(waiting) == limit:
-        typer.echo(f"the first {limit}; --limit shows more")
+    fields = ("_id", "held_key", "state", "reason", "settled_at", "retry_at")
+    print_table(
+        ("event", "key", "state", "reason", "since", "next try"),
+        ([document.get(name) for name in fields] for document in waiting),
+        cell_limit=None,
+    )
+    print_if_cut(waiting, limit)
 
 
 @held.command()
 def release(event_ids: EventIds, why: Why, who: Who) -> None:
-    """Have the leader try held or parked events again now."""
-    wish(Wish.RELEASE, event_ids, operator(who=who, why=why))
+    """Have the leader retry held or parked events now."""
+    request(Wish.RELEASE, event_ids, operator(who=who, why=why))
 
 
 @held.command()
 def discard(event_ids: EventIds, why: Why, who: Who) -> None:
-    """Give events up: they are never published; what waits behind them goes."""
-    wish(Wish.DISCARD, event_ids, operator(who=who, why=why))
+    """Give events up: they are never published; later events of their keys are."""
+    request(Wish.DISCARD, event_ids, operator(who=who, why=why))
 
 
-def wish(what: Wish, event_ids: list[str], asking: Operator) -> None:
-    async def ask_and_wait(database: Database, settings: OutboxSettings) -> dict[str, str | None]:
-        wish_ids = await operations.ask(
+def request(what: Wish, event_ids: list[str], asking: Operator) -> None:
+    settings = load_settings(OutboxSettings, "relay")
+
+    async def ask_and_wait(database: Database) -> dict[str, str | None]:
+        request_ids = await operations.ask(
             database, settings.outbox_collection, settings.relay_group, what, event_ids, asking
         )
         give_up_at = monotonic() + PATIENCE_SECONDS
         while True:
-            results = await operations.results_of(database, wish_ids)
+            results = await operations.results_of(database, request_ids)
             if all(results.values()) or monotonic() > give_up_at:
                 return results
             await asyncio.sleep(0.2)
 
-    for event_id, result in with_database(ask_and_wait).items():
-        typer.echo(f"{event_id}: {result or 'recorded; the next leader carries it out'}")
+    for event_id, result in with_database(settings, ask_and_wait).items():
+        typer.echo(f"{event_id}: {result or 'recorded; the next leader executes it'}")
 
 
-def with_database(work: Callable[[Database, OutboxSettings], Awaitable[Result]]) -> Result:
-    """Run a command's work; what goes wrong ends the process with one sentence."""
-    settings = load_settings(OutboxSettings, "relay")
-
-    async def connected() -> Result:
-        client = open_client(settings.mongodb_url.get_secret_value(), process="relay command")
-        try:
-            await check_server(client)
-            return await work(client[settings.mongodb_database], settings)
-        finally:
-            client.close()
-
-    try:
-        return asyncio.run(connected())
-    except NothingToDo as nothing:
-        sys.exit(str(nothing))
-    except (DatabaseError, PyMongoError) as error:
-        sys.exit(explained(error))
+def with_database(
+    settings: OutboxSettings, work: Callable[[Database], Awaitable[Result]]
+) -> Result:
+    return run_with_database(lambda: checked_database(settings, "relay command"), work)
 
 
 def print_fields(document: dict[str, Any], *, json: bool) -> None:
     if json:
-        typer.echo(as_json(document))
+        print_json(document)
         return
     place = document.get("position") or {}
     cluster_time = place.get("cluster_time")
@@ -182,27 +170,10 @@ def print_fields(document: dict[str, Any], *, json: bool) -> None:
         "settled": document["settled"],
         "position UTC": at,
         "age": None if at is None else f"{(datetime.now(UTC) - at).total_seconds():.0f} s",
-        "hand-over": (document.get("handover") or {}).get("reason"),
+        "resync": (document.get("handover") or {}).get("reason"),
     }
     for name, value in lines.items():
         typer.echo(f"{name:13} {printable(value)}")
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, default=encodable, indent=2)
-
-
-def encodable(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else printable(value)
-
-
-def printable(value: Any) -> str:
-    """One line of text for a terminal, whatever a writer put into the field."""
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
-    return "".join(character if character.isprintable() else "�" for character in str(value))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,26 @@
 """
-What operators did: one document each in the collection `operations`, kept for ever.
+What operators did: one document per operation in the collection `operations`, never removed.
 
-    {_id, what, who, why, asked_at, carried_out_at, result, and whatever it was about}
+    {_id, what, who, why, asked_at, carried_out_at, result, and what it was about}
 
-`carried_out_at` and `result` are None for as long as it is a wish that somebody has to carry out.
+`carried_out_at` and `result` are None until a requested operation has been executed.
 """
 
-import getpass
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 from uuid import uuid4
-
-import typer
 
 from runtime.mongo import Database, Session
 
 OPERATIONS = "operations"
 
-#: What came of each thing that an operation was about, where those may be thousands.
+#: The result per item of an operation that may have thousands of items.
 OPERATION_ITEMS = "operation_items"
 
 INDEXES: tuple[dict[str, Any], ...] = (
     {
-        # whoever begins what may only run alone sets `open`, and unsets it at the end
+        # an operation that must run alone sets `open` when it starts, and unsets it when it ends
         "name": "one_at_a_time",
         "key": {"what": 1},
         "unique": True,
@@ -40,18 +36,18 @@ ITEMS_INDEXES: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """who asks, and why: both are kept with what was done."""
+    """who: the operator's name; why: the reason. Both are recorded with the operation."""
 
     who: str
     why: str
 
 
 class NothingToDo(Exception):
-    """The command asks for what is not there; nothing was changed."""
+    """The command has nothing to act on; nothing was changed."""
 
 
 def operation(what: str, operator: Operator, **about: Any) -> dict[str, Any]:
-    """A wish, still to be carried out."""
+    """A requested operation, not executed yet."""
     return {
         "_id": str(uuid4()),
         "what": what,
@@ -73,28 +69,9 @@ async def record_done(
     session: Session | None = None,
     **about: Any,
 ) -> str:
-    """Keep what was done just now, in the transaction that did it where there is one; its id."""
+    """Record an executed operation, in the transaction that executed it if there is one; its ID."""
     done = operation(what, operator, **about)
     done |= {"carried_out_at": datetime.now(UTC), "result": result}
     await database[OPERATIONS].insert_one(done, session=session)
     operation_id: str = done["_id"]
     return operation_id
-
-
-def current_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return f"uid {os.getuid()}"
-
-
-#: The two options that every command has which changes something.
-Why = Annotated[str, typer.Option(help="kept with what was done")]
-Who = Annotated[str, typer.Option(help="kept as well", default_factory=current_user)]
-
-
-def operator(*, who: str, why: str) -> Operator:
-    """Raises typer.BadParameter for an empty reason."""
-    if not why.strip():
-        raise typer.BadParameter("say why: it is kept with what was done", param_hint="--why")
-    return Operator(who, why)

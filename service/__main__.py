@@ -1,30 +1,34 @@
-"""`python -m service`: run the API, show one request's way, balance the books."""
+"""`python -m service`: run the API, show one request's history, audit all of them."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from loguru import logger
-from pymongo.errors import PyMongoError
 from rich.console import Console
 
 from assistance.books import OVERDUE_AFTER_SECONDS
-from assistance.verdict import escape_unprintable
 from runtime.logs import set_up_logs
-from runtime.mongo import Database, UnsuitableServer, explained, open_client
+from runtime.mongo import Database, UnsuitableServer
 from runtime.settings import MongoSettings, load_settings
-from service.audit import balance, books_as_json, books_as_lines
+from runtime.terminal import (
+    AsJson,
+    checked_database,
+    escape_unprintable,
+    print_json,
+    run_with_database,
+)
+from service.audit import balance, books_as_document, books_as_lines
 from service.process import serve
 from service.settings import ServiceSettings
-from service.show import as_json, as_lines
+from service.show import as_document, as_lines
 from service.way import look_up
 
 Result = TypeVar("Result")
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
 @commands.command()
@@ -41,15 +45,15 @@ def run() -> None:
 
 @commands.command()
 def show(
-    request_id: Annotated[str, typer.Argument(metavar="ID", help="as the API answered it")],
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="as returned by the API")],
     json: AsJson = False,
 ) -> None:
-    """Show what happened to one request, and what comes next."""
-    way = _ask_mongodb(lambda database: look_up(database, request_id))
+    """Show what happened to one request, and what happens next."""
+    way = _with_database(lambda database: look_up(database, request_id))
     if way is None:
-        _end_with(f"no request has the id {escape_unprintable(request_id)}")
+        sys.exit(f"no request has the id {escape_unprintable(request_id)}")
     if json:
-        typer.echo(as_json(way))
+        print_json(as_document(way))
     else:
         Console(highlight=False, soft_wrap=True).print(as_lines(way))
 
@@ -58,37 +62,25 @@ def show(
 def audit(
     json: AsJson = False,
     overdue_after_seconds: Annotated[
-        float, typer.Option(min=0, help="counted as overdue when overlooked for so long")
+        float,
+        typer.Option(min=0, help="how far past its due date a delivery is overdue"),
     ] = OVERDUE_AFTER_SECONDS,
 ) -> None:
-    """Balance the books; exits 1 when anything is unexplained or overdue."""
-    books = _ask_mongodb(
+    """Balance the books. Exit code 1 when a request is unexplained or overdue."""
+    books = _with_database(
         lambda database: balance(database, overdue_after_seconds=overdue_after_seconds)
     )
-    typer.echo(books_as_json(books) if json else "\n".join(books_as_lines(books)))
+    if json:
+        print_json(books_as_document(books))
+    else:
+        typer.echo("\n".join(books_as_lines(books)))
     if not books.balanced:
         raise typer.Exit(1)
 
 
-def _ask_mongodb(question: Callable[[Database], Awaitable[Result]]) -> Result:
+def _with_database(work: Callable[[Database], Awaitable[Result]]) -> Result:
     settings = load_settings(MongoSettings, "service")
-
-    async def ask() -> Result:
-        client = open_client(settings.mongodb_url.get_secret_value(), process="service")
-        try:
-            return await question(client[settings.mongodb_database])
-        finally:
-            client.close()
-
-    try:
-        return asyncio.run(ask())
-    except PyMongoError as error:
-        _end_with(explained(error))
-
-
-def _end_with(sentence: str) -> NoReturn:
-    typer.echo(sentence, err=True)
-    raise typer.Exit(1)
+    return run_with_database(lambda: checked_database(settings, "service"), work)
 
 
 if __name__ == "__main__":

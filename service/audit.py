@@ -1,10 +1,8 @@
-"""`python -m service audit`: every request held against its events, in one consistent view."""
+"""`python -m service audit`: every request compared with its events, in one consistent view."""
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
-
-import orjson
 
 from assistance.books import EVENT_TYPES, OVERDUE_AFTER_SECONDS, Books, Reason, place_of
 from assistance.breaker import DestinationState, is_resting
@@ -24,14 +22,14 @@ async def balance(
 ) -> Books:
     """
     The books of all requests. Both collections are read once, side by side, in the order of the
-    requests' ids; memory holds one request at a time.
+    request IDs; memory holds one request at a time.
 
-    Raises PyMongoError; with code 239 when it took longer than the server keeps a moment readable
+    Raises PyMongoError; with code 239 when the audit takes longer than the server keeps a snapshot
     (minSnapshotHistoryWindowInSeconds, five minutes).
     """
     books = Books()
     now = datetime.now(UTC)
-    # beside the snapshot: the first that comes to rest makes the collection, which it cannot show
+    # outside the snapshot, which cannot read a collection created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
     resting = {state["_id"] for state in states if is_resting(state)}
     async with await database.client.start_session(snapshot=True) as session:
@@ -79,8 +77,8 @@ async def _side_by_side(
             yield request_id, None, its_events
 
 
-def books_as_json(books: Books) -> str:
-    told = {
+def books_as_document(books: Books) -> dict[str, Any]:
+    return {
         "accepted": books.accepted,
         "succeeded": books.succeeded,
         "failed": books.failed,
@@ -90,7 +88,6 @@ def books_as_json(books: Books) -> str:
         "unexplained": books.unexplained,
         "listed": books.listed,
     }
-    return orjson.dumps(told, option=orjson.OPT_INDENT_2).decode()
 
 
 def books_as_lines(books: Books) -> list[str]:
@@ -98,9 +95,9 @@ def books_as_lines(books: Books) -> list[str]:
     lines = [f"waiting, {reason}: {count}" for reason, count in _in_order(books).items()]
     lines += [f"unexplained {found.request_id}: {'; '.join(found.why)}" for found in books.listed]
     if books.unexplained > len(books.listed):
-        lines.append(f"and {books.unexplained - len(books.listed)} more that are unexplained")
+        lines.append(f"and {books.unexplained - len(books.listed)} more unexplained")
     if books.overdue:
-        lines.append(f"overdue {books.overdue}: nobody has seen to them; does the reconciler run?")
+        lines.append(f"overdue {books.overdue}: check that the reconciler is running")
     return [*lines, str(books)]
 
 

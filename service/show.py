@@ -1,9 +1,10 @@
-"""`python -m service show`: one request's way, for a person or as JSON."""
+"""`python -m service show`: one request's history, for a person or as JSON."""
 
-import orjson
+from typing import Any
+
 from rich.text import Text
 
-from assistance.verdict import escape_unprintable
+from runtime.terminal import escape_unprintable
 from service.way import Way
 
 STYLES = {
@@ -18,9 +19,9 @@ STYLES = {
 NO_TIME = " " * len("2026-11-23 10:15:30.123")
 
 
-def as_json(way: Way) -> str:
+def as_document(way: Way) -> dict[str, Any]:
     request = way.request
-    told = {
+    return {
         "id": request["_id"],
         "topic": request["topic"],
         "description": request["description"],
@@ -29,7 +30,6 @@ def as_json(way: Way) -> str:
         "updated_at": request["updated_at"],
         "timeline": way.entries,
     }
-    return orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode()
 
 
 def as_lines(way: Way) -> Text:

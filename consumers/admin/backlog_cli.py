@@ -7,7 +7,7 @@ import typer
 
 from assistance.books import why_waiting
 from assistance.delivery import is_open
-from consumers.admin.cli import AsJson, print_if_cut, print_json, print_table, with_database
+from consumers.admin.cli import with_database
 from consumers.admin.resend import Wanted
 from consumers.admin.resend import resend as send_again
 from consumers.database import server_time
@@ -15,9 +15,9 @@ from consumers.delivery.destinations import Destinations
 from consumers.maintenance import overdue as late
 from consumers.settings import OverdueSettings, RedriveSettings
 from runtime.mongo import Database
-from runtime.operations import Who, Why, operator
 from runtime.settings import load_settings
 from runtime.shutdown import Stop
+from runtime.terminal import AsJson, Who, Why, operator, print_if_cut, print_json, print_table
 
 
 def resend(

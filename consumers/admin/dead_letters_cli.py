@@ -11,19 +11,21 @@ import typer
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.request import Request, delivery_to
 from consumers.admin import dead_letters
-from consumers.admin.cli import (
+from consumers.admin.cli import with_database
+from consumers.admin.dead_letters import Letter, Selection, parse_group
+from runtime.mongo import Database
+from runtime.settings import MongoSettings, load_settings
+from runtime.shutdown import Stop
+from runtime.terminal import (
     AsJson,
+    Who,
+    Why,
+    operator,
     print_if_cut,
     print_json,
     print_table,
     printable,
-    with_database,
 )
-from consumers.admin.dead_letters import Letter, Selection, parse_group
-from runtime.mongo import Database
-from runtime.operations import Who, Why, operator
-from runtime.settings import MongoSettings, load_settings
-from runtime.shutdown import Stop
 
 commands = typer.Typer(
     no_args_is_help=True, help="What could not be delivered, or not even read: yours to decide."

@@ -9,12 +9,12 @@ from pydantic import SecretStr
 
 from assistance.breaker import DestinationState, Standing, describe, standing
 from assistance.routing import Routing, RoutingTable
-from consumers.admin.cli import AsJson, print_json, print_table, with_database
+from consumers.admin.cli import with_database
 from consumers.channels import UnknownChannel, find_channel, settings_table
 from consumers.delivery.destinations import Destinations, Seen
 from consumers.settings import CallSettings, destination_table, with_own
 from runtime.mongo import Database
-from runtime.operations import NothingToDo, Operator, Who, Why, operator
+from runtime.operations import NothingToDo, Operator
 from runtime.settings import (
     EXIT_CONFIGURATION,
     MongoSettings,
@@ -24,6 +24,7 @@ from runtime.settings import (
     variable_name,
 )
 from runtime.shutdown import Stop
+from runtime.terminal import AsJson, Who, Why, operator, print_json, print_table
 
 commands = typer.Typer(
     no_args_is_help=True, help="What is down, paused or flowing; pause it and resume it."

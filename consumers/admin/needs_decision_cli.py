@@ -4,12 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from consumers.admin.cli import AsJson, print_if_cut, print_json, print_table, with_database
+from consumers.admin.cli import with_database
 from consumers.admin.needs_decision import Unknowns
 from runtime.mongo import Database
-from runtime.operations import Who, Why, operator
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
+from runtime.terminal import AsJson, Who, Why, operator, print_if_cut, print_json, print_table
 
 commands = typer.Typer(
     no_args_is_help=True,

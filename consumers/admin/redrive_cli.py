@@ -9,14 +9,7 @@ import typer
 
 from assistance.redrive import ItemState
 from consumers.admin import redrive_job
-from consumers.admin.cli import (
-    AsJson,
-    print_if_cut,
-    print_json,
-    print_table,
-    printable,
-    with_database,
-)
+from consumers.admin.cli import with_database
 from consumers.admin.dead_letters import NOTHING, Group
 from consumers.admin.dead_letters_cli import (
     Ids,
@@ -36,9 +29,19 @@ from consumers.admin.redrive_runner import Manner, Redrive
 from consumers.delivery.destinations import Destinations
 from consumers.settings import RedriveSettings
 from runtime.mongo import Database
-from runtime.operations import OPERATION_ITEMS, Who, Why, operator
+from runtime.operations import OPERATION_ITEMS
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
+from runtime.terminal import (
+    AsJson,
+    Who,
+    Why,
+    operator,
+    print_if_cut,
+    print_json,
+    print_table,
+    printable,
+)
 
 redrives = typer.Typer(
     no_args_is_help=True, help="The redrives: how they stand, and steering them."

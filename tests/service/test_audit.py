@@ -125,7 +125,7 @@ def test_a_request_that_was_overlooked_is_told_and_the_exit_code_says_so(
     overdue_after = ("--overdue-after-seconds", "60")
     assert command("audit", *overdue_after, exit_code=1).splitlines() == [
         "waiting, overdue: 1",
-        "overdue 1: nobody has seen to them; does the reconciler run?",
+        "overdue 1: check that the reconciler is running",
         "accepted 1 = succeeded 0 + failed 0 + waiting 1, unexplained 0",
     ]
     assert json.loads(command("audit", "--json", *overdue_after, exit_code=1))["overdue"] == 1

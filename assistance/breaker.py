@@ -1,19 +1,20 @@
 """
-The circuit breaker of a destination, which all its workers share: what is down is not called.
+The circuit breaker of a destination. All workers of the destination share its state.
 
-               so many different deliveries failed in a row,
-               or it asked for a wait: for so long, and then
-    closed ───────────────────────────────────────────────────> open
-      ^                                                        │  ^ │
-      │                          one probe at a time           │  │ │ its wait is over
-      │                                    v                   │  └─┘ probe failed: a longer wait
-      └──────────────── answered ──────────┘<──────────────────┘
+             N different requests failed in a row,
+             or the third party asked for a wait
+    CLOSED ─────────────────────────────────────> OPEN: no calls until `open_until`
+      ^                                            │ ^
+      │                          the wait is over  │ │ the probe failed: a longer wait
+      │                                            v │
+      └──────────── the probe was answered ──── HALF_OPEN: one probe at a time
 
-Beside it an operator may pause a destination, as may the third party itself by saying that it wants
-no more; then nothing is called until an operator resumes it, which closes the breaker too.
+SUSPENDED overrides all three. An operator suspends a destination, and so does a third party whose
+answer says that it accepts no more messages (`410`). Nothing is called until an operator resumes
+the destination, which also closes the breaker.
 
-A worker counts the failures that it sees itself. One delivery that fails again and again proves
-nothing of the destination, so only different ones count.
+Each worker counts the failures that it sees itself. Only failures of different requests count: one
+request that fails again and again says nothing about the destination.
 """
 
 import random
@@ -26,11 +27,15 @@ from assistance.verdict import Done, Later, Never, Verdict
 
 
 class BreakerState(StrEnum):
+    """Only CLOSED and OPEN are stored; the other two follow from the stored fields and the time."""
+
     CLOSED = "closed"
+    HALF_OPEN = "half-open"
     OPEN = "open"
+    SUSPENDED = "suspended"
 
 
-class Pause(TypedDict):
+class Suspension(TypedDict):
     who: str
     why: str
     since: datetime
@@ -38,11 +43,14 @@ class Pause(TypedDict):
 
 class DestinationState(TypedDict):
     """
-    What the collection `destinations` holds of one; where there is none, nothing is wrong.
+    One document of the collection `destinations`. A missing document means closed.
 
-    openings: how often in a row its wait has been set; open_until: no probe before.
-    probe_by, probe_until: the worker that may probe, and until when that is its own right.
-    slot_at: when the next call may be made, where there is a rate.
+    state: `closed` or `open`.
+    openings: how many times in a row the breaker was opened, failed probes included.
+    open_until: no probe before this time.
+    probe_by, probe_until: the worker that may probe, and until when no other worker may.
+    paused: set while the destination is suspended.
+    slot_at: the earliest time of the next call, where the destination has a rate.
     """
 
     _id: str
@@ -53,43 +61,43 @@ class DestinationState(TypedDict):
     open_until: datetime | None
     probe_by: str | None
     probe_until: datetime | None
-    paused: Pause | None
+    paused: Suspension | None
     slot_at: datetime | None
 
 
-class Standing(StrEnum):
-    FLOWING = "flowing"
-    PROBED = "probed"
-    DOWN = "down"
-    PAUSED = "paused"
-
-
-def standing(found: DestinationState, now: datetime) -> Standing:
+def breaker_state(found: DestinationState, now: datetime) -> BreakerState:
     if found.get("paused"):
-        return Standing.PAUSED
+        return BreakerState.SUSPENDED
     if found.get("state") != BreakerState.OPEN:
-        return Standing.FLOWING
+        return BreakerState.CLOSED
     open_until = found["open_until"]
-    return Standing.DOWN if open_until is not None and now < open_until else Standing.PROBED
+    if open_until is not None and now < open_until:
+        return BreakerState.OPEN
+    return BreakerState.HALF_OPEN
 
 
 def may_probe(found: DestinationState, worker: str, now: datetime) -> bool:
-    """Whether it is this worker's right already, or may be had."""
+    """Whether this worker holds the right to probe, or no other worker does."""
     until = found.get("probe_until")
     return found.get("probe_by") == worker or until is None or until <= now
 
 
-def is_resting(found: DestinationState) -> bool:
-    """Whether its deliveries wait for it: then they are given no hints, and are not overdue."""
-    return bool(found.get("paused")) or found.get("state") == BreakerState.OPEN
+def accepts_calls(found: DestinationState) -> bool:
+    """
+    Whether deliveries are called as they come: neither suspended nor open nor half-open.
+
+    Deliveries of other destinations get no hints, and are not overdue.
+    """
+    return not found.get("paused") and found.get("state") != BreakerState.OPEN
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
     """
-    failures_limit: how many different deliveries have to fail in a row; 0 never opens it.
-    The waits double from the first to the longest; a fifth of each is left to chance, so that
-    several destinations of one vendor are not probed in step.
+    failures_limit: how many different requests must fail in a row to open it; 0 disables it.
+    The waits double from `first_wait_seconds` to `longest_wait_seconds`. A fifth of each is
+    random, so that destinations of the same vendor are not probed at the same time.
+    retry_after_cap_seconds: the longest wait that a third party may ask for.
     """
 
     failures_limit: int = 5
@@ -100,7 +108,7 @@ class BreakerPolicy:
     def wait_seconds(
         self, openings: int, retry_after_seconds: float | None, randomness: random.Random
     ) -> float:
-        """openings: how often its wait has been set in a row, this one included."""
+        """openings: how many times in a row the breaker was opened, this time included."""
         if retry_after_seconds:
             return min(retry_after_seconds, self.retry_after_cap_seconds)
         doubled = self.first_wait_seconds * 2.0 ** min(max(openings - 1, 0), 32)
@@ -109,7 +117,7 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Call nobody for so long; then let a probe through."""
+    """No calls for `wait_seconds`, then one probe."""
 
     reason: str
     wait_seconds: float
@@ -121,20 +129,20 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Disable:
-    """The third party wants no more: a pause that a person has to end."""
+class Suspend:
+    """The third party accepts no more messages: suspended until an operator resumes it."""
 
     reason: str
 
 
-Reaction = Open | Close | Disable | None
+Reaction = Open | Close | Suspend | None
 
 
 def failures_after(failures: frozenset[str], verdict: Verdict, request_id: str) -> frozenset[str]:
-    """The requests whose deliveries have failed since the last answer."""
+    """The requests whose deliveries failed since the third party last answered."""
     if _answers(verdict):
         return frozenset()
-    return failures | {request_id} if _tells_of_destination(verdict) else failures
+    return failures | {request_id} if _concerns_destination(verdict) else failures
 
 
 def react(
@@ -149,11 +157,12 @@ def react(
     """
     What one attempt means for the destination.
 
-    failures_count: with this attempt; openings: how often its wait has been set in a row so far.
+    failures_count: different requests that failed in a row, this attempt included.
+    openings: how many times in a row the breaker was opened so far.
     """
     match verdict:
         case Later(disables=True):
-            return Disable(verdict.code)
+            return Suspend(verdict.code)
         case Done() | Never():
             return Close() if is_probe else None
         case Later(counts=False):
@@ -170,13 +179,14 @@ def _answers(verdict: Verdict) -> bool:
     return isinstance(verdict, Done | Never)
 
 
-def _tells_of_destination(verdict: Verdict) -> bool:
+def _concerns_destination(verdict: Verdict) -> bool:
     return not isinstance(verdict, Later) or verdict.counts
 
 
 def describe(found: DestinationState) -> dict[str, Any]:
-    """Who or what stopped it, since when: for people and logs."""
-    pause = found.get("paused")
-    if pause:
-        return {"since": pause["since"], "reason": f"{pause['why']} ({pause['who']})"}
+    """Since when it is in its state, and why; for logs and operators."""
+    suspension = found.get("paused")
+    if suspension:
+        reason = f"{suspension['why']} ({suspension['who']})"
+        return {"since": suspension["since"], "reason": reason}
     return {"since": found.get("since"), "reason": found.get("reason") or ""}

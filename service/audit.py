@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from assistance.books import EVENT_TYPES, OVERDUE_AFTER_SECONDS, Books, Reason, place_of
-from assistance.breaker import DestinationState, is_resting
+from assistance.breaker import DestinationState, accepts_calls
 from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.request import Request
 from outbox.collection import OUTBOX
@@ -31,7 +31,7 @@ async def balance(
     now = datetime.now(UTC)
     # outside the snapshot, which cannot read a collection created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
-    resting = {state["_id"] for state in states if is_resting(state)}
+    resting = {state["_id"] for state in states if not accepts_calls(state)}
     async with await database.client.start_session(snapshot=True) as session:
         requests = database[ASSISTANCES].find(
             {}, {"topic": False, "description": False}, sort=[("_id", 1)], session=session

@@ -38,7 +38,7 @@ def resend(
     asking = operator(who=who, why=why)
 
     async def work(database: Database, stop: Stop) -> tuple[dict[str, int], bool]:
-        wanted = Wanted(chosen, rate, Destinations(database).resting)
+        wanted = Wanted(chosen, rate, Destinations(database).unavailable)
         return await send_again(database, wanted, asking, stop), stop.requested
 
     answers, stopped = with_database(settings, work)
@@ -62,7 +62,7 @@ def overdue(
     async def look(
         database: Database, _stop: Stop
     ) -> tuple[dict[str, late.Overdue], list[dict[str, object]]]:
-        resting, now = await Destinations(database).resting(), await server_time(database)
+        resting, now = await Destinations(database).unavailable(), await server_time(database)
         found = await late.overdue(database, settings.target_seconds)
         oldest = await late.oldest(database, settings.target_seconds, limit=limit)
         return found, [

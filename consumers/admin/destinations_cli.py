@@ -1,4 +1,4 @@
-"""`python -m consumers destinations list | pause | resume`, and `... routes`."""
+"""`python -m consumers destinations list | suspend | resume`, and `... routes`."""
 
 import sys
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from assistance.breaker import DestinationState, Standing, describe, standing
+from assistance.breaker import BreakerState, DestinationState, breaker_state, describe
 from assistance.routing import Routing, RoutingTable
 from consumers.admin.cli import with_database
 from consumers.channels import UnknownChannel, find_channel, settings_table
@@ -27,7 +27,7 @@ from runtime.shutdown import Stop
 from runtime.terminal import AsJson, Who, Why, operator, print_json, print_table
 
 commands = typer.Typer(
-    no_args_is_help=True, help="What is down, paused or flowing; pause it and resume it."
+    no_args_is_help=True, help="Show which destinations accept calls; suspend and resume them."
 )
 
 Name = Annotated[str, typer.Argument(help="the destination, as `destinations list` shows it")]
@@ -43,7 +43,7 @@ class RoutesTable(CallSettings, RoutingTable):
 
 @commands.command("list")
 def list_destinations(*, json: AsJson = False) -> None:
-    """List every destination: how it stands, since when and why, and what waits for it."""
+    """List every destination: its state, since when and why, and what waits for it."""
     settings = load_settings(DestinationsTable, "destinations")
 
     async def read(database: Database, _stop: Stop) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def list_destinations(*, json: AsJson = False) -> None:
             {
                 "destination": name,
                 "channel": settings.destinations.get(name),
-                **_told(seen.get(name)),
+                **_state_of(seen.get(name)),
                 "waiting": waiting[name].count if name in waiting else 0,
                 "oldest age": f"{waiting[name].oldest_age_seconds:.0f} s"
                 if name in waiting
@@ -71,37 +71,37 @@ def list_destinations(*, json: AsJson = False) -> None:
 
 
 @commands.command()
-def pause(name: Name, why: Why, who: Who) -> None:
-    """Call nobody there: its workers stop consuming its queue within two seconds."""
+def suspend(name: Name, why: Why, who: Who) -> None:
+    """Stop calling a destination: its workers stop consuming its queue within two seconds."""
     settings = load_settings(DestinationsTable, "destinations")
     asking = operator(who=who, why=why)
     if name not in settings.destinations:
         raise _unknown(name, settings)
 
     async def write(database: Database, _stop: Stop) -> None:
-        if not await Destinations(database).pause(name, asking):
-            raise NothingToDo(f"{name} is paused already; nothing was changed")
+        if not await Destinations(database).suspend(name, asking):
+            raise NothingToDo(f"{name} is already suspended; nothing was changed")
 
     with_database(settings, write)
-    typer.echo(f"{name} is paused; what is in hand is finished, all else waits in its queue")
+    typer.echo(f"{name} is suspended: calls under way finish, all other messages wait in its queue")
 
 
 @commands.command()
 def resume(name: Name, why: Why, who: Who) -> None:
-    """End a pause; one that is down is called again at once."""
+    """End a suspension, and close an open breaker without waiting for a probe."""
     settings = load_settings(DestinationsTable, "destinations")
     asking: Operator = operator(who=who, why=why)
 
     async def write(database: Database, _stop: Stop) -> None:
         if await Destinations(database).resume(name, asking):
             return
-        # one that is configured no more may still have been paused, and is listed
+        # a destination that is no longer configured may still be suspended, and is listed
         if name not in settings.destinations:
             raise _unknown(name, settings)
-        raise NothingToDo(f"{name} is neither paused nor down; nothing was changed")
+        raise NothingToDo(f"{name} is neither suspended nor open; nothing was changed")
 
     with_database(settings, write)
-    typer.echo(f"{name} flows again within two seconds")
+    typer.echo(f"{name} accepts calls again within two seconds")
 
 
 def _unknown(name: str, settings: DestinationsTable) -> typer.BadParameter:
@@ -176,10 +176,10 @@ def _is_secret(value: Any) -> bool:
     )
 
 
-def _told(seen: Seen | None) -> dict[str, Any]:
+def _state_of(seen: Seen | None) -> dict[str, Any]:
     if seen is None:
-        return {"stands": Standing.FLOWING.value, "since": None, "reason": "", "next probe": None}
-    state: DestinationState = seen.state
-    stands = standing(state, seen.now)
-    next_probe = state.get("open_until") if stands is Standing.DOWN else None
-    return {"stands": stands.value, **describe(state), "next probe": next_probe}
+        return {"state": BreakerState.CLOSED.value, "since": None, "reason": "", "next probe": None}
+    found: DestinationState = seen.state
+    state = breaker_state(found, seen.now)
+    next_probe = found.get("open_until") if state is BreakerState.OPEN else None
+    return {"state": state.value, **describe(found), "next probe": next_probe}

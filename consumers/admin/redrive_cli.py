@@ -230,7 +230,7 @@ def _preview(planned: Sequence[Planned]) -> int:
 
 
 def _places(database: Database, settings: RedriveSettings) -> Places:
-    return Places(frozenset(settings.destinations), Destinations(database).resting)
+    return Places(frozenset(settings.destinations), Destinations(database).unavailable)
 
 
 def _told(counts: Mapping[str, int]) -> str:

@@ -1,9 +1,9 @@
 """
-What all workers of a destination share, one document each in the collection `destinations`:
-whether it is down or paused, who may probe it, and when its next call may be made.
+The state that all workers of a destination share: one document in the collection `destinations`.
 
-Read about once a second by each worker, and written only when it changes; a destination with a
-rate costs one update a call. The server's clock decides.
+It holds the breaker, the suspension, the right to probe and the time of the next call. Each worker
+reads it about once a second; it is written only when it changes, and once per call where the
+destination has a rate. All times are by the server's clock.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,14 +13,14 @@ from typing import Any, cast
 
 from pymongo import ReturnDocument
 
-from assistance.breaker import BreakerState, DestinationState, Pause, is_resting
+from assistance.breaker import BreakerState, DestinationState, Suspension, accepts_calls
 from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.delivery import OPEN_STATES
 from consumers.delivery.updates import NOW, given
 from runtime.mongo import Database, Session, in_transaction
 from runtime.operations import Operator, record_done
 
-#: A probe that lasts longer keeps its right by asking again, which its worker does each second.
+#: A worker whose probe takes longer renews its right, which it does about once a second.
 PROBE_SECONDS = 10.0
 
 TRANSACTION_SECONDS = 10.0
@@ -56,7 +56,7 @@ class Destinations:
         self._destinations = database[DESTINATIONS]
 
     async def look(self, name: str) -> Seen:
-        """Its state; makes the document where there is none, for the updates below to find."""
+        """Its state. Creates a missing document, which the updates below rely on."""
         found = await self._read({"_id": name})
         if not found:
             unwritten = {**_CLOSED, "since": None, "reason": ""}
@@ -70,18 +70,19 @@ class Destinations:
         found = await self._read({})
         return {state["_id"]: _seen(state) for state in found}
 
-    async def resting(self) -> dict[str, Seen]:
-        """Those that are paused or down."""
-        return {name: seen for name, seen in (await self.all()).items() if is_resting(seen.state)}
+    async def unavailable(self) -> dict[str, Seen]:
+        """Destinations that are suspended, open or half-open."""
+        seen = await self.all()
+        return {name: one for name, one in seen.items() if not accepts_calls(one.state)}
 
     async def open(
         self, name: str, reason: str, wait_seconds: float, *, probe_by: str | None
     ) -> None:
         """
-        Let nobody call for so long.
+        Open the breaker for `wait_seconds`.
 
-        probe_by: the worker whose probe failed; another's wait is not prolonged by it. Without,
-        only a closed breaker opens, or one whose wait would end sooner.
+        probe_by: the worker whose probe failed; nothing changes if it lost the right to probe.
+        Without it, an open breaker only changes where its wait would end sooner.
         """
         until = _after(wait_seconds)
         mine = (
@@ -109,7 +110,7 @@ class Destinations:
         )
 
     async def close(self, name: str, *, probe_by: str) -> bool:
-        """After a probe that was answered; whether the right to probe was still ours."""
+        """Close the breaker after an answered probe; false if the right to probe was lost."""
         answer = await self._destinations.update_one(
             {"_id": name, "probe_by": probe_by},
             [{"$set": {**_CLOSED, "since": NOW, "reason": ""}}],
@@ -117,7 +118,7 @@ class Destinations:
         return bool(answer.matched_count)
 
     async def take_probe(self, name: str, worker: str) -> bool:
-        """The right to let one message through, or more time for it; one worker's at a time."""
+        """Take or renew the right to probe, which one worker has at a time; false if refused."""
         free = {"$lte": [{"$ifNull": ["$probe_until", NOW]}, NOW]}
         answer = await self._destinations.update_one(
             {
@@ -136,7 +137,7 @@ class Destinations:
         return bool(answer.matched_count)
 
     async def next_slot(self, name: str, interval_seconds: float) -> float:
-        """Take the next moment at which a call may be made; how many seconds it is away."""
+        """Reserve the next call's slot; returns the seconds until it begins."""
         interval_ms = max(round(interval_seconds * 1000), 1)
         free_at = {"$max": [{"$ifNull": ["$slot_at", NOW]}, NOW]}
         taken = await self._destinations.find_one_and_update(
@@ -149,52 +150,56 @@ class Destinations:
         ahead = (taken["slot_at"] - taken["slot_asked_at"]).total_seconds()
         return max(float(ahead) - interval_ms / 1000, 0.0)
 
-    async def disable(self, name: str, reason: str) -> None:
-        """A pause that the third party asked for itself."""
-        pause = {"who": given("the third party"), "why": given(reason), "since": NOW}
+    async def suspend_as_asked(self, name: str, reason: str) -> None:
+        """Suspend it because the third party accepts no more messages."""
+        suspension = {"who": given("the third party"), "why": given(reason), "since": NOW}
         await self._destinations.update_one(
-            {"_id": name, "paused": None}, [{"$set": {"paused": pause}}]
+            {"_id": name, "paused": None}, [{"$set": {"paused": suspension}}]
         )
 
-    async def pause(self, name: str, operator: Operator) -> bool:
-        """Call nobody until somebody resumes it; whether it was not paused before. Recorded."""
+    async def suspend(self, name: str, operator: Operator) -> bool:
+        """Suspend it until an operator resumes it; false if it was suspended. Recorded."""
 
         async def write(session: Session) -> bool:
-            pause = {"who": given(operator.who), "why": given(operator.why), "since": NOW}
+            suspension = {"who": given(operator.who), "why": given(operator.why), "since": NOW}
             before = await self._destinations.find_one({"_id": name}, session=session)
             if before and before.get("paused"):
                 return False
             await self._destinations.update_one(
-                {"_id": name}, [{"$set": {"paused": pause}}], upsert=True, session=session
+                {"_id": name}, [{"$set": {"paused": suspension}}], upsert=True, session=session
             )
-            await self._record("pause_destination", operator, name, "paused", session)
+            await self._record("pause_destination", operator, name, "suspended", session)
             return True
 
         return await self._in_transaction(write)
 
     async def resume(self, name: str, operator: Operator) -> bool:
-        """End its pause and close its breaker; whether there was anything to end. Recorded."""
+        """End its suspension and close its breaker; false if it accepts calls. Recorded."""
 
         async def write(session: Session) -> bool:
             before: DestinationState | None = await self._destinations.find_one(
                 {"_id": name}, session=session
             )
-            if before is None or not is_resting(before):
+            if before is None or accepts_calls(before):
                 return False
             await self._destinations.update_one(
                 {"_id": name},
                 [{"$set": {**_CLOSED, "since": NOW, "reason": "", "paused": None}}],
                 session=session,
             )
-            pause: Pause | None = before.get("paused")
-            was = f"was paused: {pause['why']}" if pause else f"was down: {before['reason']}"
+            suspension: Suspension | None = before.get("paused")
+            was = (
+                f"was suspended: {suspension['why']}"
+                if suspension
+                else f"breaker was open: {before['reason']}"
+            )
             await self._record("resume_destination", operator, name, was, session)
             return True
 
         return await self._in_transaction(write)
 
     async def waiting(self) -> dict[str, Waiting]:
-        """What waits for each destination for which anything does."""
+        """Open deliveries by destination; destinations without any are left out."""
         pipeline: list[dict[str, Any]] = [
             {"$match": {"status": "accepted"}},
             {"$project": {"created_at": 1, "deliveries.destination": 1, "deliveries.state": 1}},
@@ -209,13 +214,13 @@ class Destinations:
             },
         ]
         return {
-            # the clock of whoever accepted it may run ahead
+            # the clock of the service that accepted it may run ahead
             found["_id"]: Waiting(found["count"], max(found["oldest_age_ms"] / 1000, 0.0))
             async for found in self._database[ASSISTANCES].aggregate(pipeline)
         }
 
     async def _read(self, query: Mapping[str, Any]) -> list[Any]:
-        # which is the server's time, and comes with what it is compared with
+        # the server's time comes with the dates that it is compared with
         found: list[Any] = await self._destinations.aggregate(
             [{"$match": dict(query)}, {"$set": {"now": NOW}}]
         ).to_list(None)

@@ -65,15 +65,17 @@ class Hints:
         self._requests = database[ASSISTANCES]
         self._outbox = database[OUTBOX]
 
-    async def owed(self, now: datetime, *, limit: int, resting: Collection[str] = ()) -> list[Owed]:
+    async def owed(
+        self, now: datetime, *, limit: int, excluded: Collection[str] = ()
+    ) -> list[Owed]:
         """
         The deliveries that are due and woken by nobody, those waiting longest first.
 
-        resting: the destinations whose deliveries are left alone.
+        excluded: the destinations whose deliveries are left out.
 
         One of each request: its new hint bumps the version that the others would rely on.
         """
-        return await self._owed(now, {"$nin": sorted(resting)} if resting else None, limit)
+        return await self._owed(now, {"$nin": sorted(excluded)} if excluded else None, limit)
 
     async def owed_to(self, destination: str, now: datetime) -> list[Owed]:
         """The one that waits longest for this destination, if any does."""

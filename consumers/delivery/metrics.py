@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from assistance.breaker import Standing, standing
+from assistance.breaker import BreakerState, breaker_state
 from assistance.verdict import Verdict
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.ledger import verdict_word
@@ -12,6 +12,14 @@ from runtime.monitoring import Monitor
 
 #: From a chat's quick answer to the deadline of the slowest mail server.
 CALL_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+#: Exactly one of them is 1 for each destination.
+GAUGE_OF_STATE = {
+    BreakerState.CLOSED: "destination_breaker_closed",
+    BreakerState.HALF_OPEN: "destination_breaker_half_open",
+    BreakerState.OPEN: "destination_breaker_open",
+    BreakerState.SUSPENDED: "destination_suspended",
+}
 
 
 class AttemptMetrics:
@@ -64,21 +72,21 @@ def deliveries_seen_to(registry: CollectorRegistry) -> Counter:
 
 
 def watch_destinations(monitor: Monitor, destinations: Destinations) -> None:
-    """How each destination stands and what waits for it, looked up beside the work."""
+    """The state of each destination and what waits for it, polled in the background."""
     states = monitor.look_up("destinations", destinations.all, every_seconds=5.0)
     waiting = monitor.look_up("waiting deliveries", destinations.waiting, every_seconds=5.0)
 
-    def standing_at(wanted: Standing) -> Callable[[], Mapping[str, float]]:
+    def is_in(wanted: BreakerState) -> Callable[[], Mapping[str, float]]:
         return lambda: {
-            name: float(standing(seen.state, seen.now) is wanted)
+            name: float(breaker_state(seen.state, seen.now) is wanted)
             for name, seen in (states.value or {}).items()
         }
 
-    for wanted in Standing:
+    for state, gauge in GAUGE_OF_STATE.items():
         monitor.gauges(
-            f"destination_{wanted.value}",
-            f"1 while the destination is {wanted.value}, else 0",
-            standing_at(wanted),
+            gauge,
+            f"1 while the destination is {state.value}, else 0",
+            is_in(state),
             label="destination",
         )
     monitor.gauges(

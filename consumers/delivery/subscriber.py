@@ -1,11 +1,11 @@
 """
-A queue's messages, for as long as the process lives.
+Consumes one queue until the process stops, across lost connections.
 
-The broker may go and come back. What is in hand then is finished, because its outcome counts in
-MongoDB and not on the broker; what was not begun comes again over the next connection.
+When the broker is lost, messages being handled are finished, because their outcome counts in
+MongoDB and not on the broker. Messages that were only fetched come again on the next connection.
 
-At a stop nothing new is begun; what is in hand is finished and acknowledged; the channel is closed
-last, and what was not begun goes back to its queue.
+At a stop no new message is begun. Messages being handled are finished and acknowledged; closing the
+channel, the last step, requeues the rest.
 """
 
 import asyncio
@@ -22,50 +22,50 @@ from runtime.retry import growing_delays
 from runtime.settings import RabbitSettings
 from runtime.shutdown import Stop
 
-#: Messages fetched for each that is worked on: the next is at hand when one is done, and little
-#: is kept from other workers, or counted against the delivery limit when this one crashes.
+#: Fetched messages per message being handled: enough that the next one is at hand, and few enough
+#: to leave work to other workers and to lose few to the delivery limit when this one crashes.
 PREFETCH_RATIO = 2
 
-#: A connection that lasted so long was a good one: the next reconnect is a quick one again. Else
-#: a broker that takes us in and throws us out would be asked ten times a second.
+#: Only after a connection that lasted this long do the reconnect delays start from the shortest
+#: again. Otherwise a broker that accepts and drops connections would be asked ten times a second.
 GOOD_CONNECTION_SECONDS = 10.0
 
 
 class NotNow(Exception):
-    """Raised by a handler that leaves its message to the queue, because the flow has changed."""
+    """Raised by a handler whose message must be requeued, because the flow has changed."""
 
 
 class Flow:
     """
-    How many messages are fetched at most; with none the queue is not consumed at all, and what was
-    fetched and not begun goes back.
+    The maximum number of fetched messages. At 0 the queue is not consumed, and messages that were
+    fetched and not begun are requeued.
 
-    turn: counts the changes.
+    generation: counts the changes.
     """
 
     def __init__(self, prefetch: int) -> None:
         self.prefetch = prefetch
-        self.turn = 0
+        self.generation = 0
         self._changed = asyncio.Event()
 
     def set(self, prefetch: int) -> None:
         if prefetch == self.prefetch:
             return
         self.prefetch = prefetch
-        self.turn += 1
+        self.generation += 1
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def changed_since(self, turn: int) -> None:
-        if self.turn == turn:
+    async def changed_since(self, generation: int) -> None:
+        if self.generation == generation:
             await self._changed.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """
-    flow: without one, it never changes.
-    declare: called on each new connection, so it must bear repeating.
+    flow: without one, the prefetch never changes.
+    declare: called on each new connection, so it must be idempotent.
     handle: acknowledges or dead-letters the message on the channel that it came by.
     """
 
@@ -84,7 +84,7 @@ class Subscriber:
         self._subscription = subscription
         self._stop = stop
         self._served = False
-        self._trouble: str | None = "is not being received yet"
+        self._problem: str | None = "is not being consumed yet"
         self._flow = subscription.flow or Flow(subscription.concurrency * PREFETCH_RATIO)
         self._free = asyncio.Semaphore(subscription.concurrency)
         self._in_hand: set[asyncio.Task[None]] = set()
@@ -92,35 +92,35 @@ class Subscriber:
 
     @property
     def why_not_ready(self) -> str | None:
-        """Why no message comes, in words; None while the queue is being received."""
+        """Why the queue is not being consumed; None while it is."""
         if self._stop.requested:
             return "it is stopping"
-        return self._trouble and f"the queue {self._subscription.queue} {self._trouble}"
+        return self._problem and f"the queue {self._subscription.queue} {self._problem}"
 
     async def run(self) -> None:
         """
-        Receive until asked to stop.
+        Consume until a stop is requested.
 
-        Raises BrokerRefused when the broker refuses us before it ever served us; later on that is
-        waited out, since a broker that is just starting may refuse everybody.
+        Raises BrokerRefused when the broker refuses the first connection. Later refusals are
+        retried, since a broker that is starting may refuse every client.
         """
         delays = growing_delays()
         while not self._stop.requested:
             began_at = monotonic()
             try:
                 await self._serve()
-            except BrokerError as trouble:
-                if isinstance(trouble, BrokerRefused) and not self._served:
+            except BrokerError as error:
+                if isinstance(error, BrokerRefused) and not self._served:
                     raise
-                self._trouble = f"is not being received: RabbitMQ: {trouble}"
-                logger.warning("broker.away", reason=str(trouble), in_hand=len(self._in_hand))
+                self._problem = f"is not being consumed: RabbitMQ: {error}"
+                logger.warning("broker.away", reason=str(error), in_hand=len(self._in_hand))
                 if monotonic() - began_at > GOOD_CONNECTION_SECONDS:
                     delays = growing_delays()
                 await self._stop.rest(next(delays))
         await self._finish()
 
     async def _serve(self) -> None:
-        """One connection, until it is lost (raises BrokerError) or a stop is asked for."""
+        """One connection, until it is lost (raises BrokerError) or a stop is requested."""
         subscription = self._subscription
         connection = await connect(
             self._settings.rabbitmq_url.get_secret_value(),
@@ -130,32 +130,32 @@ class Subscriber:
         try:
             channel = await connection.open_channel()
             await subscription.declare(channel)
-            self._served, self._trouble = True, None
+            self._served, self._problem = True, None
             while not self._stop.requested:
-                await self._receive_until_changed(channel, connection.closed)
+                await self._consume_until_changed(channel, connection.closed)
             await self._finish()
             await channel.close()
         finally:
             await connection.close()
 
-    async def _receive_until_changed(
+    async def _consume_until_changed(
         self, channel: AmqpChannel, connection_closed: asyncio.Future[str]
     ) -> None:
-        """As the flow is now, until it changes, a stop is asked for, or the broker is gone."""
-        prefetch, turn = self._flow.prefetch, self._flow.turn
+        """Consume until the flow changes or a stop is requested; raises BrokerError."""
+        prefetch, generation = self._flow.prefetch, self._flow.generation
         if not prefetch:
-            await self._until_over(channel, connection_closed, turn)
+            await self._until_over(channel, connection_closed, generation)
             return
         arrived: asyncio.Queue[AmqpMessage] = asyncio.Queue()
         tag = await channel.consume(
             self._subscription.queue, prefetch=prefetch, on_message=arrived.put_nowait
         )
         logger.info("queue.receiving", queue=self._subscription.queue, prefetch=prefetch)
-        # what goes back before would come again at once, and count against its delivery limit
+        # a message requeued before that would come again at once, and use up its delivery limit
         over = asyncio.Event()
         beginning = asyncio.create_task(self._begin_each(arrived, channel, over))
         try:
-            await self._until_over(channel, connection_closed, turn)
+            await self._until_over(channel, connection_closed, generation)
             beginning.cancel()
             if not self._stop.requested:
                 await channel.stop_consuming(tag)
@@ -166,11 +166,11 @@ class Subscriber:
             over.set()
 
     async def _until_over(
-        self, channel: AmqpChannel, connection_closed: asyncio.Future[str], turn: int
+        self, channel: AmqpChannel, connection_closed: asyncio.Future[str], generation: int
     ) -> None:
-        """Returns when the flow has changed or a stop is asked for; raises BrokerError."""
+        """Returns when the flow has changed or a stop is requested; raises BrokerError."""
         stopped = asyncio.create_task(self._stop.wait())
-        changed = asyncio.create_task(self._flow.changed_since(turn))
+        changed = asyncio.create_task(self._flow.changed_since(generation))
         over = (stopped, changed, channel.closed, connection_closed)
         try:
             await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
@@ -202,28 +202,30 @@ class Subscriber:
         try:
             await self._subscription.handle(message, channel)
         except GivenUp:
-            return  # goes back to its queue when the channel is closed
+            return  # requeued when the channel is closed
         except NotNow:
             await over.wait()
             channel.hand_back(message)
-        except Exception as error:  # noqa: BLE001  # one message must not end the receiving of all
-            logger.error("message.not_handled", event_id=message.message_id, error=where(error))
-            # unacknowledged it would fill the prefetch for ever; this way it comes again after a
-            # wait, and the queue's delivery limit ends it
+        except Exception as error:  # noqa: BLE001  # one message must not end the consumer
+            logger.error(
+                "message.not_handled", event_id=message.message_id, error=error_location(error)
+            )
+            # Unacknowledged, it would occupy the prefetch for good. Closing the channel requeues it
+            # after a wait, and the queue's delivery limit ends it.
             await channel.close()
 
     def _put_down(self, task: asyncio.Task[None], channel: AmqpChannel) -> None:
         self._in_hand.discard(task)
         self._free.release()
         if task.cancelled() and not self._stop.requested:
-            # a library's own cancellation: nobody has acknowledged the message, and nobody will
+            # cancelled by a library, not by us: the message was not acknowledged and never will be
             logger.error("message.not_handled", error="CancelledError")
             closing = asyncio.create_task(channel.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
     async def _finish(self) -> None:
-        """Wait for what is in hand; what takes longer than the grace time is let go."""
+        """Wait for messages being handled; cancel those that exceed the grace time."""
         if not self._in_hand:
             return
         logger.info("worker.finishing", in_hand=len(self._in_hand))
@@ -235,7 +237,7 @@ class Subscriber:
             await asyncio.wait(late)
 
 
-def where(error: Exception) -> str:
-    """Its kind, and where it was raised; its words may hold a secret, or what people wrote."""
+def error_location(error: Exception) -> str:
+    """The error's type and where it was raised. Its text may hold a secret or a user's words."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {place.filename}:{place.lineno}"

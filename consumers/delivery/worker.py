@@ -3,15 +3,16 @@ One destination's worker.
 
     receive -> claim -> call -> record -> acknowledge
 
-The message is only a hint: the ledger says whether there is something to do. The third party is
-called under a claim and outside any transaction; the outcome is in MongoDB before the broker is
-told. A crash at any point costs at most a repeated call, never a request.
+The message is only a hint: the ledger decides whether the delivery is due. The third party is
+called under a claim and outside any transaction, and the outcome is committed to MongoDB before the
+message is acknowledged. A crash at any point costs at most a repeated call, never a request.
 """
 
 import asyncio
 import os
 import socket
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 from loguru import logger
@@ -24,7 +25,7 @@ from consumers import topology
 from consumers.channels import DeliveryChannel, OutboundMessage
 from consumers.database import GivenUp, insist, open_database
 from consumers.delivery.destinations import Destinations
-from consumers.delivery.gate import Admission, Gate, as_recorded, rate_per_second
+from consumers.delivery.gate import Admission, Gate, as_recorded
 from consumers.delivery.hints import Hints
 from consumers.delivery.ledger import (
     NONE_LEFT,
@@ -37,13 +38,14 @@ from consumers.delivery.ledger import (
     verdict_word,
 )
 from consumers.delivery.metrics import AttemptMetrics
-from consumers.delivery.subscriber import NotNow, Subscriber, Subscription, where
+from consumers.delivery.rate_limiter import RateLimiter, rate_per_second
+from consumers.delivery.subscriber import NotNow, Subscriber, Subscription, error_location
 from consumers.settings import FIRST_PAUSE_SECONDS, DestinationSettings, WorkerSettings
 from outbox.errors import UndecodableBody
 from runtime.mongo import new_owner
 from runtime.monitoring import monitored
 from runtime.rabbit import AmqpChannel, AmqpMessage
-from runtime.retry import call_again
+from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
 NOT_CALLED = Later("lease_spent", counts=False)
@@ -72,6 +74,7 @@ class Worker:
         ledger: Ledger,
         hints: Hints,
         gate: Gate,
+        rate_limiter: RateLimiter,
         metrics: AttemptMetrics,
         stop: Stop,
     ) -> None:
@@ -81,6 +84,7 @@ class Worker:
         self._ledger = ledger
         self._hints = hints
         self._gate = gate
+        self._rate_limiter = rate_limiter
         self._metrics = metrics
         self._stop = stop
 
@@ -94,14 +98,14 @@ class Worker:
             raise NotNow
         with logger.contextualize(request_id=hint.request_id, event_id=hint.event_id):
             try:
-                await self._wait_for_turn(hint, admission)
+                await self._wait_for_slot(hint, admission)
                 claim = await self._claim(hint)
                 if claim is not None:
                     outcome = await self._call(claim, admission)
                     await self._record(claim, outcome, admission)
             except PyMongoError as error:
-                # refused for good, so not for us to repeat: the reconciler finds the delivery due
-                logger.error("delivery.refused_by_mongodb", error=where(error))
+                # not transient, so not repeated here: the reconciler finds the delivery once due
+                logger.error("delivery.refused_by_mongodb", error=error_location(error))
         channel.ack(message)
 
     def _receive(self, message: AmqpMessage) -> Hint | None:
@@ -116,18 +120,19 @@ class Worker:
             return None
         return hint
 
-    async def _wait_for_turn(self, hint: Hint, admission: Admission) -> None:
-        """Where there is a rate, and something to call for: a spent hint takes up no turn."""
-        if not self._gate.has_rate:
+    async def _wait_for_slot(self, hint: Hint, admission: Admission) -> None:
+        """A hint without a due delivery reserves no slot. Raises NotNow when the flow changed."""
+        if not self._rate_limiter.is_limited:
             return
         due = await insist(
             lambda: self._ledger.may_be_claimed(hint.request_id, hint.destination), self._stop
         )
-        if due and not await self._gate.slot(admission):
+        still_wanted = partial(self._gate.holds, admission)
+        if due and not await self._rate_limiter.wait_for_slot(still_wanted):
             raise NotNow
 
     async def _claim(self, hint: Hint) -> Claim | None:
-        """The claim, or None when there is nothing to do; then the hint is spent."""
+        """The claim, or None when there is nothing to do; then the message is acknowledged."""
 
         async def try_to_claim() -> Claim | Refused:
             claim = await self._ledger.claim(hint.request_id, hint.destination)
@@ -144,10 +149,10 @@ class Worker:
 
     async def _call(self, claim: Claim, admission: Admission) -> Outcome:
         """
-        Call until the answer is good, or hopeless, or tries or time are used up.
+        Call up to `call_tries` times within the lease, until the verdict is final.
 
-        Only what failed for sure is called for again at once; an answer that was lost is not, and
-        a third party that asked for a wait gets it from the ledger. A probe is one call.
+        Only a definite failure is tried again here. After a lost answer, or when the third party
+        asked for a wait, the ledger schedules the next attempt. A probe is one call.
         """
         if claim.lost:
             return Outcome(WORKER_LOST, calls=0, duration_seconds=0.0)
@@ -155,40 +160,41 @@ class Worker:
             return Outcome(NONE_LEFT, calls=0, duration_seconds=0.0)
         verdict: Verdict = NOT_CALLED
         calls = 0
+        pauses_seconds = growing_delays(first_seconds=FIRST_PAUSE_SECONDS)
         began_at = monotonic()
-
-        async def call_once() -> Verdict:
-            nonlocal verdict, calls
-            spare_seconds = claim.seconds_left() - self._settings.longest_call_seconds
-            try:
-                if calls and not await self._gate.slot(admission, within_seconds=spare_seconds):
-                    return verdict
-            except GivenUp:
-                # the answer that there is already must not look like a lost one
-                return verdict
-            # this process may have been frozen: the lease may be somebody else's by now
-            if claim.seconds_left() > self._settings.longest_call_seconds:
-                calls += 1
-                verdict = await self._send(_message(claim))
-            return verdict
-
-        def may_pass(verdict: Verdict) -> bool:
-            return (
-                isinstance(verdict, Later)
-                and not verdict.retry_after_seconds
-                and not verdict.disables
-                and not admission.is_probe
-                and self._gate.holds(admission)
-                and not self._stop.requested
-            )
-
-        await call_again(
-            call_once,
-            while_=may_pass,
-            tries_limit=self._settings.call_tries,
-            first_delay_seconds=FIRST_PAUSE_SECONDS,
-        )
+        for try_number in range(self._settings.call_tries):
+            if try_number:
+                await asyncio.sleep(next(pauses_seconds))
+                if not await self._gets_another_slot(claim, admission):
+                    break
+            # this process may have been frozen, and another worker may hold the lease by now
+            if claim.seconds_left() <= self._settings.longest_call_seconds:
+                break
+            calls += 1
+            verdict = await self._send(_message(claim))
+            if not self._may_call_again(verdict, admission):
+                break
         return Outcome(verdict, calls, monotonic() - began_at)
+
+    async def _gets_another_slot(self, claim: Claim, admission: Admission) -> bool:
+        spare_seconds = claim.seconds_left() - self._settings.longest_call_seconds
+        still_wanted = partial(self._gate.holds, admission)
+        try:
+            return await self._rate_limiter.wait_for_slot(
+                still_wanted, within_seconds=spare_seconds
+            )
+        except GivenUp:
+            return False  # the verdict of the call before must still be recorded
+
+    def _may_call_again(self, verdict: Verdict, admission: Admission) -> bool:
+        return (
+            isinstance(verdict, Later)
+            and not verdict.retry_after_seconds
+            and not verdict.disables
+            and not admission.is_probe
+            and self._gate.holds(admission)
+            and not self._stop.requested
+        )
 
     async def _send(self, message: OutboundMessage) -> Verdict:
         try:
@@ -196,8 +202,8 @@ class Worker:
                 return await self._third_party.send(message)
         except TimeoutError:
             return Unknown("no_answer_in_time")
-        except Exception as error:  # noqa: BLE001  # a plug-in's fault must not end the worker
-            logger.error("channel.broken", error=where(error))
+        except Exception as error:  # noqa: BLE001  # a broken plug-in must not end the worker
+            logger.error("channel.broken", error=error_location(error))
             return Unknown("channel_broken")
 
     async def _record(self, claim: Claim, outcome: Outcome, admission: Admission) -> None:
@@ -208,10 +214,10 @@ class Worker:
         )
         verdict = as_recorded(outcome.verdict, reaction, admission)
         written = await insist(lambda: self._ledger.record(claim, verdict, outcome.calls))
-        self._tell(claim, outcome, written)
+        self._report(claim, outcome, written)
         await self._gate.follow(reaction, admission)
 
-    def _tell(self, claim: Claim, outcome: Outcome, written: Recorded | Refused) -> None:
+    def _report(self, claim: Claim, outcome: Outcome, written: Recorded | Refused) -> None:
         self._metrics.note(outcome.verdict, outcome.calls, outcome.duration_seconds)
         attempted = logger.bind(
             destination=claim.destination,
@@ -254,11 +260,12 @@ async def run_worker(
     stop: Stop,
 ) -> None:
     """
-    Serve one destination until asked to stop.
+    Serve one destination until a stop is requested.
 
-    settings: with what the destination has of its own already in place.
+    settings: with the destination's own values already applied.
 
-    Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start.
+    Raises UnsuitableServer or BrokerRefused when MongoDB or RabbitMQ refuses the worker at the
+    start.
     """
     name = f"worker-{destination}"
 
@@ -281,18 +288,25 @@ async def run_worker(
             worker=f"{socket.gethostname()}/{os.getpid()}",
             on_unknown=own.on_unknown,
         )
+        destinations = Destinations(database)
         gate = Gate(
-            Destinations(database),
+            destinations,
             destination,
             policy=settings.breaker_policy,
-            rate_per_second=rate_per_second(own, third_party),
             concurrency=settings.concurrency,
             worker=new_owner(),
             stop=stop,
         )
-        metrics = AttemptMetrics(monitor.registry, destination)
         worker = Worker(
-            settings, destination, third_party, ledger, Hints(database), gate, metrics, stop
+            settings,
+            destination,
+            third_party,
+            ledger,
+            Hints(database),
+            gate,
+            RateLimiter(destinations, destination, rate_per_second(own, third_party), stop),
+            AttemptMetrics(monitor.registry, destination),
+            stop,
         )
         subscription = Subscription(
             name=name,

@@ -12,7 +12,7 @@ import pymongo
 from loguru import logger
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from assistance.breaker import Standing, standing
+from assistance.breaker import BreakerState, breaker_state
 from assistance.delivery import DeliveryState
 from consumers.database import TRY_SECONDS, insist, open_database, server_time
 from consumers.delivery.destinations import Destinations
@@ -59,11 +59,11 @@ class Reconciler:
     async def _look(self) -> tuple[datetime, list[Owed]]:
         with pymongo.timeout(TRY_SECONDS):
             now = await server_time(self._database)
-            resting = await self._destinations.resting()
-            found = await self._hints.owed(now, limit=PASS_LIMIT, resting=resting.keys())
-            for name, seen in resting.items():
+            unavailable = await self._destinations.unavailable()
+            found = await self._hints.owed(now, limit=PASS_LIMIT, excluded=unavailable.keys())
+            for name, seen in unavailable.items():
                 # a probe needs a message, and its queue may be empty
-                if standing(seen.state, seen.now) is Standing.PROBED:
+                if breaker_state(seen.state, seen.now) is BreakerState.HALF_OPEN:
                     found += await self._hints.owed_to(name, now)
             return now, found
 

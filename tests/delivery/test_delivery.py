@@ -568,7 +568,7 @@ def fetch_and_crash(deliveries: Deliveries, count: int) -> None:
             assert method is not None
 
 
-async def test_a_message_that_nobody_expected_does_not_deafen_the_worker(
+async def test_a_worker_keeps_consuming_after_messages_that_its_handler_rejects(
     rabbitmq_url: str, rabbit_server: RabbitServer, vhost: str
 ) -> None:
     """More of them than are fetched at once; each comes again until the queue gives it up."""

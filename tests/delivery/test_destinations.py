@@ -1,4 +1,4 @@
-"""Destinations that are down, paused, limited to a rate, or ask a person: all workers as one."""
+"""Breaker, suspension, rate and the rule after a lost answer; all workers share them."""
 
 import asyncio
 import json
@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 
 from assistance.breaker import (
     BreakerPolicy,
+    BreakerState,
     Close,
     Open,
-    Standing,
+    accepts_calls,
+    breaker_state,
     failures_after,
-    is_resting,
     react,
-    standing,
 )
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.gate import Gate, as_recorded
+from consumers.delivery.rate_limiter import RateLimiter
 from consumers.maintenance.reconciler import Reconciler
 from runtime.mongo import Database, open_client
 from runtime.operations import Operator
@@ -81,10 +82,10 @@ def called_at(third_parties: ThirdParties) -> list[datetime]:
     return [datetime.fromisoformat(call["received_at"]) for call in third_parties.calls("slack")]
 
 
-def test_a_slack_that_is_down_costs_no_attempts_and_no_hints_and_fails_nobody(
+def test_an_open_breaker_costs_no_attempts_and_no_hints_and_fails_no_request(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:
-    """The schedule is over within a second; the outage is not."""
+    """The outage outlasts the retry schedule."""
     third_parties.misbehave("slack", "status", code=503)
     settings: dict[str, object] = {
         "retry_delays_seconds": "[0.5]",
@@ -115,7 +116,7 @@ def test_a_slack_that_is_down_costs_no_attempts_and_no_hints_and_fails_nobody(
         stop(worker)
 
 
-def test_a_worker_killed_in_its_probe_is_followed_by_another_once_its_right_has_ended(
+def test_another_worker_probes_once_the_right_of_one_killed_in_its_probe_has_expired(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:
     third_parties.misbehave("slack", "hang")
@@ -139,11 +140,13 @@ def test_a_worker_killed_in_its_probe_is_followed_by_another_once_its_right_has_
     calls_count = len(third_parties.calls("slack"))
     [heir] = workers.values()
     third_parties.behave()
-    heir.wait_log('"standing":"probed"')
+    heir.wait_log('"state":"half-open"')
     left = state_of(deliveries)["probe_until"] - datetime.now(UTC)
     assert timedelta(seconds=2) < left < timedelta(seconds=11)
-    assert len(third_parties.calls("slack")) == calls_count, "the right is still the dead one's"
-    # as if so long had passed
+    assert len(third_parties.calls("slack")) == calls_count, (
+        "the dead worker still has the right to probe"
+    )
+    # as if the right had expired
     deliveries.database["destinations"].update_one(
         {"_id": SLACK}, {"$set": {"probe_until": datetime.now(UTC)}}
     )
@@ -173,7 +176,7 @@ def test_a_wait_that_slack_asks_for_holds_for_every_message(
     stop(worker)
 
 
-def test_a_paused_destination_is_left_alone_until_it_is_resumed_and_then_kept_to_its_rate(
+def test_a_suspended_destination_is_not_called_until_it_is_resumed_and_then_kept_to_its_rate(
     stage: Stage,
     deliveries: Deliveries,
     third_parties: ThirdParties,
@@ -183,30 +186,31 @@ def test_a_paused_destination_is_left_alone_until_it_is_resumed_and_then_kept_to
     workers = [stage.start("slack", destination_slack_rate_per_second=5) for _ in range(2)]
     monitoring_port = free_ports(1)[0]
     stage.begin("reconciler", monitoring_port=monitoring_port)
-    paused = command(
-        deliveries, "destinations", "pause", "slack", "--why", "moving", "--who", "ann"
+    suspended = command(
+        deliveries, "destinations", "suspend", "slack", "--why", "moving", "--who", "ann"
     )
-    assert paused.returncode == 0, paused.stderr
+    assert suspended.returncode == 0, suspended.stderr
     for worker in workers:
-        worker.wait_log('"standing":"paused"')
+        worker.wait_log('"state":"suspended"')
     requests = deliveries.accept_many(8)
     before = [deliveries.request(request_id) for request_id in requests]
     deliveries.publish_pending()
     listed = json.loads(command(deliveries, "destinations", "list", "--json").stdout)
     [slack] = [each for each in listed if each["destination"] == SLACK]
-    assert (slack["stands"], slack["reason"], slack["waiting"]) == ("paused", "moving (ann)", 8)
+    assert (slack["state"], slack["reason"], slack["waiting"]) == ("suspended", "moving (ann)", 8)
     assert rabbit_server.queue_depth(vhost, "deliveries.slack") == 8
     assert [deliveries.request(request_id) for request_id in requests] == before
     told = {
-        'destination_paused{destination="slack"}': 1.0,
-        'destination_flowing{destination="slack"}': 0.0,
+        'destination_suspended{destination="slack"}': 1.0,
+        'destination_breaker_closed{destination="slack"}': 0.0,
         'deliveries_waiting_count{destination="slack"}': 8.0,
     }
     wait_until(
-        lambda: told.items() <= Monitoring(monitoring_port).samples().items(), "the metrics tell it"
+        lambda: told.items() <= Monitoring(monitoring_port).samples().items(), "the metrics show it"
     )
-    again = command(deliveries, "destinations", "pause", "slack", "--why", "moving")
-    assert (again.returncode, again.stderr) == (1, "slack is paused already; nothing was changed\n")
+    again = command(deliveries, "destinations", "suspend", "slack", "--why", "moving")
+    refusal = "slack is already suspended; nothing was changed\n"
+    assert (again.returncode, again.stderr) == (1, refusal)
     stop(workers.pop())
     resumed = command(deliveries, "destinations", "resume", "slack", "--why", "moved")
     assert resumed.returncode == 0, resumed.stderr
@@ -266,11 +270,11 @@ async def test_one_worker_at_a_time_has_the_right_to_probe(destinations: Destina
     assert not await destinations.close(SLACK, probe_by="another")
     await destinations.open(SLACK, "503", 60.0, probe_by=f"worker {winner}")
     seen = await destinations.look(SLACK)
-    assert (standing(seen.state, seen.now), seen.state["openings"]) == (Standing.DOWN, 2)
+    assert (breaker_state(seen.state, seen.now), seen.state["openings"]) == (BreakerState.OPEN, 2)
     assert not await destinations.take_probe(SLACK, f"worker {winner}"), "before its time"
 
 
-async def test_what_is_down_gets_no_hints_what_may_be_probed_gets_one_and_others_get_theirs(
+async def test_an_open_destination_gets_no_hints_a_half_open_one_gets_one_and_others_get_theirs(
     destinations: Destinations, database: Database, deliveries: Deliveries
 ) -> None:
     long_ago = datetime.now(UTC) - timedelta(hours=1)
@@ -292,13 +296,13 @@ async def test_what_is_down_gets_no_hints_what_may_be_probed_gets_one_and_others
     await destinations.resume(SLACK, OPERATOR)
     await destinations.open(SLACK, "503", 0.0, probe_by=None)
     assert await hinted() == ["delivery_due.slack"]
-    await destinations.pause(SLACK, OPERATOR)
+    await destinations.suspend(SLACK, OPERATOR)
     assert await hinted() == []
     await destinations.resume(SLACK, OPERATOR)
     assert await hinted() == ["delivery_due.slack"] * 4
 
 
-async def test_turns_are_handed_out_one_interval_apart_however_many_ask(
+async def test_slots_are_one_interval_apart_however_many_are_requested(
     destinations: Destinations,
 ) -> None:
     waits = await asyncio.gather(*(destinations.next_slot(SLACK, 10.0) for _ in range(6)))
@@ -306,39 +310,34 @@ async def test_turns_are_handed_out_one_interval_apart_however_many_ask(
         assert 9.0 < later - sooner <= 10.0
 
 
-def gate_of(destinations: Destinations, *, rate_per_second: float) -> Gate:
-    return Gate(
-        destinations,
-        SLACK,
-        policy=BreakerPolicy(),
-        rate_per_second=rate_per_second,
-        concurrency=4,
-        worker="w",
-        stop=Stop(),
-    )
+async def test_a_wait_for_a_slot_ends_at_its_own_deadline(destinations: Destinations) -> None:
+    limiter = RateLimiter(destinations, SLACK, rate_per_second=0.1, stop=Stop())
 
+    async def wait_for_slot(within_seconds: float | None) -> bool:
+        return await limiter.wait_for_slot(lambda: True, within_seconds=within_seconds)
 
-async def test_whoever_has_little_time_waits_no_longer_for_a_turn(
-    destinations: Destinations,
-) -> None:
-    gate = gate_of(destinations, rate_per_second=0.1)
-    await gate.look()
-    admission = gate.admit()
-    assert admission is not None
-    assert await gate.slot(admission, within_seconds=5.0)
-    patient = asyncio.create_task(gate.slot(admission))
+    assert await wait_for_slot(5.0)
+    patient = asyncio.create_task(wait_for_slot(None))
     async with asyncio.timeout(5.0):
-        assert not await gate.slot(admission, within_seconds=0.3), "behind one who has more"
+        assert not await wait_for_slot(0.3), "another call waits for the slot before"
         patient.cancel()
-        assert not await gate.slot(admission, within_seconds=0.3), "its own turn is too far away"
+        assert not await wait_for_slot(0.3), "its own slot is too far away"
 
 
-async def test_a_third_party_that_wants_no_more_is_paused_until_an_operator_resumes_it(
+async def test_a_slot_is_refused_once_it_is_no_longer_wanted(destinations: Destinations) -> None:
+    limiter = RateLimiter(destinations, SLACK, rate_per_second=5.0, stop=Stop())
+    assert await limiter.wait_for_slot(lambda: True)
+    wanted = iter([True, False])
+    assert not await limiter.wait_for_slot(lambda: next(wanted)), "it changed during the wait"
+    assert not await limiter.wait_for_slot(lambda: False)
+
+
+async def test_a_third_party_that_wants_no_more_is_suspended_until_an_operator_resumes_it(
     destinations: Destinations,
 ) -> None:
-    gate = gate_of(destinations, rate_per_second=0)
-    assert gate.admit() is None, "nobody is called before the first look"
-    await gate.look()
+    gate = Gate(destinations, SLACK, policy=BreakerPolicy(), concurrency=4, worker="w", stop=Stop())
+    assert gate.admit() is None, "no call before the first poll"
+    await gate.poll()
     admission = gate.admit()
     assert admission is not None
     gone = Later("410", disables=True)
@@ -346,12 +345,12 @@ async def test_a_third_party_that_wants_no_more_is_paused_until_an_operator_resu
     assert as_recorded(gone, reaction, admission) == Later("410", disables=True, counts=False)
     await gate.follow(reaction, admission)
     assert gate.admit() is None
-    assert is_resting((await destinations.look(SLACK)).state)
+    assert not accepts_calls((await destinations.look(SLACK)).state)
     late = gate.judge(Done("200"), "another", admission)
     await gate.follow(late, admission)
     assert gate.admit() is None, "what was in hand changes nothing"
     assert await destinations.resume(SLACK, OPERATOR)
-    await gate.look()
+    await gate.poll()
     assert gate.admit() is not None
 
 

@@ -50,7 +50,7 @@ def test_a_worker_tells_what_came_of_its_calls_and_when_it_cannot_work(
     assert not any(id in name for name in counted for id in accepted)
 
     rabbit_server.delete_vhost(vhost)
-    missed = "the queue deliveries.slack is not being received: RabbitMQ: "
+    missed = "the queue deliveries.slack is not being consumed: RabbitMQ: "
     pages.wait_unready(missed)
     rabbit_server.create_vhost(vhost)
     pages.wait_ready()

@@ -417,7 +417,7 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
     give("consumers", "unknown sent", undecided[0], "slack", *why)
     give("consumers", "unknown again", undecided[1], "slack", *why)
     give("consumers", "destinations list")
-    give("consumers", "destinations pause", "email", *why)
+    give("consumers", "destinations suspend", "email", *why)
     give("consumers", "destinations resume", "email", *why)
     give("consumers", "dead-letters list")
     give("consumers", "dead-letters show", letter_ids[0])

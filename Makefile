@@ -22,8 +22,8 @@ demo: setup ## the main job in two acts, on real servers
 up: setup ## the same system without the acts, until Ctrl-C
 	@.venv/bin/python -m sandbox up
 
-test: setup ## every test, on real servers
-	.venv/bin/pytest
+test: setup ## every test, on real servers (DRIVER=pymongo: on PyMongo's asyncio API instead of motor)
+	$(if $(DRIVER),MONGODB_DRIVER=$(DRIVER)) .venv/bin/pytest
 
 CAMPAIGN := $(if $(SEED),--seed $(SEED)) --first $(or $(FIRST),1) --rounds $(or $(ROUNDS),200)
 

@@ -70,7 +70,7 @@ class Field:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+        kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "MONGODB_DRIVER")
         return {name: os.environ[name] for name in kept if name in os.environ} | {
             "MONGODB_URL": self.servers.mongo.url,
             "MONGODB_DATABASE": self.name,

@@ -27,6 +27,7 @@ from runtime.mongo import (
     CommitUnknown,
     Database,
     check_server,
+    close,
     ensure_collection,
     is_transient,
     open_client,
@@ -91,7 +92,7 @@ async def open_database(
         prepared = True
         yield database
     finally:
-        client.close()
+        await close(client)
 
 
 async def server_time(database: Database) -> datetime:

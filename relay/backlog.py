@@ -8,7 +8,7 @@ from bson import Timestamp
 
 from outbox.state import PENDING_STATES
 from relay.checkpoint import CHECKPOINTS
-from runtime.mongo import Database
+from runtime.mongo import Database, aggregate
 
 #: Counting reads the index: a tenth of a second for so many. A longer backlog is told as this.
 COUNT_LIMIT = 100_000
@@ -40,7 +40,7 @@ async def measure_backlog(database: Database, collection: str) -> Backlog:
     """Bounded, however much is pending. Raises PyMongoError."""
     outbox = database[collection]
     count = await outbox.count_documents(PENDING, limit=COUNT_LIMIT)
-    oldest = [group async for group in outbox.aggregate(OLDEST)]
+    oldest = [group async for group in aggregate(outbox, OLDEST)]
     return Backlog(count, oldest[0]["created_at"] if oldest else None)
 
 

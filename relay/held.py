@@ -14,7 +14,7 @@ from bson.errors import InvalidBSON
 
 from outbox.state import State
 from relay.window import Entry, Fate
-from runtime.mongo import ANY_WRITER, Database
+from runtime.mongo import ANY_WRITER, Database, aggregate
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
 
@@ -59,7 +59,7 @@ class HeldKeys:
             {"$group": {"_id": "$held_key", "highest": {"$max": "$ordinal"}}},
         ]
         highest = 0
-        async for group in self._outbox.aggregate(pipeline):
+        async for group in aggregate(self._outbox, pipeline):
             self.keys[group["_id"]] = HeldKey(routing_key=None)
             highest = max(highest, group["highest"])
         return highest

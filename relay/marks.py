@@ -16,7 +16,7 @@ from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.intake import is_addressable
 from relay.window import Entry, Fate
-from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, named
+from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, with_remedy
 
 DOCUMENT_VALIDATION_FAILURE = 121
 
@@ -64,7 +64,7 @@ class Marks:
                 raise
             await self._write_past_validator(writes)
         except OperationFailure as error:
-            raise named(error) from error
+            raise with_remedy(error) from error
 
     async def _write_past_validator(self, writes: Sequence[UpdateOne | UpdateMany]) -> None:
         """The validator is about what writers append; a mark that fails would be a repeat."""

@@ -40,6 +40,7 @@ from runtime.mongo import (
     Database,
     Document,
     check_server,
+    close,
     ensure_collection,
     is_transient,
     new_owner,
@@ -86,7 +87,7 @@ async def run(settings: RelaySettings, stop: Stop) -> None:
         async with monitored_relay(settings, client, stop) as report:
             await _lead_until_stopped(settings, client, stop, report)
     finally:
-        client.close()
+        await close(client)
 
 
 async def _lead_until_stopped(

@@ -13,7 +13,8 @@ from pymongo.errors import OperationFailure
 
 from outbox.state import PENDING_STATES
 from relay.stream import BATCH_SIZE
-from runtime.mongo import BatchCursor, Database, Document
+from runtime.batch_cursor import BatchCursor
+from runtime.mongo import Database, Document
 
 SNAPSHOT_TOO_OLD = 239
 SNAPSHOT_UNAVAILABLE = 246

@@ -12,7 +12,8 @@ from loguru import logger
 from pymongo.errors import OperationFailure, PyMongoError
 
 from relay.checkpoint import Position
-from runtime.mongo import Batch, BatchCursor, Database, Document, is_transient
+from runtime.batch_cursor import Batch, BatchCursor
+from runtime.mongo import Database, Document, is_transient
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 

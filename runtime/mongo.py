@@ -1,38 +1,52 @@
 """
-MongoDB; the only file that imports motor, which is past its end of life: to move to PyMongo's
-own asyncio interface is to change this file.
+MongoDB: the client, its errors and transactions.
 
-    DatabaseError (PyMongo's errors pass through as they are)
-    ├── UnsuitableServer   no replica set, too old, or rights are missing; says the cure
-    └── CommitUnknown      the commit was sent and no answer came: all is written, or nothing
+The only file that depends on motor, which is past its end of life. PyMongo's asyncio API differs
+from motor in `aggregate`, `start_session`, `start_transaction` and `close`: one of the two returns
+a coroutine where the other returns the result. Only this file calls them. `MONGODB_DRIVER=pymongo`
+selects PyMongo's API, so that the tests and benchmarks can run on both.
+
+    DatabaseError (PyMongo's errors pass through unchanged)
+    ├── UnsuitableServer   no replica set, too old, or a missing right; says how to fix it
+    └── CommitUnknown      the commit was sent and not answered: everything is written, or nothing
 """
 
 import asyncio
+import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass
+from inspect import isawaitable
 from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import pymongo
-from bson import CodecOptions, Timestamp
+from bson import CodecOptions
 from bson.binary import UuidRepresentation
 from bson.codec_options import DatetimeConversion
 from bson.raw_bson import RawBSONDocument
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorDatabase
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorClientSession,
+    AsyncIOMotorCollection,
+    AsyncIOMotorDatabase,
+)
+from pymongo import AsyncMongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from runtime.retry import growing_delays
-from runtime.undecodable import cursor_in
 
 Client = AsyncIOMotorClient[Any]
 Database = AsyncIOMotorDatabase[Any]
+Collection = AsyncIOMotorCollection[Any]
 Session = AsyncIOMotorClientSession
 Result = TypeVar("Result")
+
+DRIVERS: Mapping[str, Any] = {"motor": AsyncIOMotorClient, "pymongo": AsyncMongoClient}
 
 #: Change streams on 6.0 push the filter down to the oplog; older servers are past their own end.
 OLDEST_SERVER = (6, 0)
@@ -94,8 +108,9 @@ class CommitUnknown(DatabaseError):
 
 
 def open_client(url: str, *, process: str, server_selection_seconds: float = 5.0) -> Client:
-    """A pooled client, one a process; writes are acknowledged by a majority."""
-    return AsyncIOMotorClient(
+    """A pooled client, one per process; writes are acknowledged by a majority."""
+    driver = DRIVERS[os.environ.get("MONGODB_DRIVER", "motor")]
+    client: Client = driver(
         url,
         appname=process,
         serverSelectionTimeoutMS=int(server_selection_seconds * 1000),
@@ -104,6 +119,36 @@ def open_client(url: str, *, process: str, server_selection_seconds: float = 5.0
         tz_aware=True,
         uuidRepresentation="standard",
     )
+    return client
+
+
+async def close(client: Client) -> None:
+    closing: Any = client.close
+    await _result_of(closing())
+
+
+async def aggregate(
+    collection: Collection, pipeline: Sequence[Mapping[str, Any]]
+) -> AsyncIterator[dict[str, Any]]:
+    """The documents that the pipeline returns. Raises PyMongoError."""
+    async for document in await _result_of(collection.aggregate(pipeline)):
+        yield document
+
+
+async def start_session(client: Client, **options: Any) -> Session:
+    session: Session = await _result_of(client.start_session(**options))
+    return session
+
+
+@asynccontextmanager
+async def snapshot_session(client: Client) -> AsyncIterator[Session]:
+    """All reads in this session see the data of one moment, that of the first read."""
+    async with await start_session(client, snapshot=True) as session:
+        yield session
+
+
+async def _result_of(answer: Any) -> Any:
+    return await answer if isawaitable(answer) else answer
 
 
 def is_transient(error: BaseException) -> bool:
@@ -129,7 +174,7 @@ async def check_server(client: Client) -> None:
         hello = await client.admin.command("hello")
         version = (await client.admin.command("buildInfo"))["versionArray"]
     except OperationFailure as error:
-        raise named(error) from error
+        raise with_remedy(error) from error
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         raise UnsuitableServer(
             "MongoDB runs without a replica set, so it has neither transactions nor change "
@@ -142,7 +187,7 @@ async def check_server(client: Client) -> None:
         )
 
 
-def named(error: OperationFailure) -> PyMongoError | UnsuitableServer:
+def with_remedy(error: OperationFailure) -> PyMongoError | UnsuitableServer:
     """The same error, or, where rights are missing, one that says the cure."""
     if error.code == AUTHENTICATION_FAILED:
         return UnsuitableServer("MongoDB refuses the user or password in MONGODB_URL: correct them")
@@ -156,12 +201,12 @@ def named(error: OperationFailure) -> PyMongoError | UnsuitableServer:
     return error
 
 
-def explained(error: PyMongoError | DatabaseError) -> str:
+def explain_error(error: PyMongoError | DatabaseError) -> str:
     """What is wrong and what to look at, in one sentence for whoever gave a command."""
     if isinstance(error, CommitUnknown):
         return "MongoDB did not answer the commit: all was done, or nothing; look before you repeat"
     if isinstance(error, OperationFailure):
-        error = named(error)
+        error = with_remedy(error)
     if isinstance(error, DatabaseError):
         return str(error)
     said = DRIVERS_DUMP.sub("", str(error))
@@ -196,7 +241,7 @@ async def ensure_collection(
         if specifications:
             await database.command({"createIndexes": name, "indexes": specifications})
     except OperationFailure as error:
-        raise named(error) from error
+        raise with_remedy(error) from error
 
 
 async def _create_collection(database: Database, name: str, options: Mapping[str, Any]) -> None:
@@ -221,7 +266,7 @@ async def in_transaction(
 
     Raises CommitUnknown when no answer to the commit came in time, and whatever `write` raised.
     """
-    async with await client.start_session() as session:
+    async with await start_session(client) as session:
         try:
             with pymongo.timeout(deadline_seconds):
                 return await _until_committed(session, write, monotonic() + deadline_seconds)
@@ -236,8 +281,10 @@ async def _until_committed(
 ) -> Result:
     delays = growing_delays(first_seconds=0.01, cap_seconds=0.2)
     while True:
-        session.start_transaction(
-            read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+        await _result_of(
+            session.start_transaction(
+                read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+            )
         )
         try:
             result = await write(session)
@@ -269,94 +316,6 @@ async def _commit(session: Session) -> None:
         if error.has_error_label("UnknownTransactionCommitResult"):
             raise CommitUnknown(str(error)) from error
         raise
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """
-    resume_token: where a change stream stands after this batch; None for other cursors.
-    snapshot_time: the moment that a snapshot read shows; None for other cursors.
-    exhausted: nothing follows.
-    """
-
-    documents: Sequence[Document]
-    resume_token: Document | None
-    snapshot_time: Timestamp | None
-    exhausted: bool
-
-
-class BatchCursor:
-    """
-    A cursor read in whole batches, by `aggregate` or `find` and then `getMore` commands: six times
-    as many events a second as motor's own cursor, which pays a thread's hop for each.
-
-    Never cancel a read: motor's thread would go on, and what it brings would be lost. After a
-    cancelled or failed read this cursor is of no more use; open another.
-    """
-
-    def __init__(self, database: Database, session: Session, batch_size: int) -> None:
-        self._database = database
-        self._session = session
-        self._batch_size = batch_size
-        self._cursor_id = 0
-        self._collection = ""
-
-    @classmethod
-    async def open(
-        cls, database: Database, command: Mapping[str, Any], *, batch_size: int
-    ) -> tuple["BatchCursor", Batch]:
-        """The cursor and its first batch. `command` is a `find` or an `aggregate`."""
-        # causal consistency would add a read time of its own to the command's
-        session = await database.client.start_session(causal_consistency=False)
-        cursor = cls(database, session, batch_size)
-        size = {"batchSize": batch_size}
-        options = size if "find" in command else {"cursor": size}
-        try:
-            batch = await cursor._run({**command, **options})
-        except BaseException:
-            await session.end_session()
-            raise
-        return cursor, batch
-
-    async def next_batch(self, *, wait_ms: int | None = None) -> Batch:
-        """wait_ms: how long the server waits for something to come (change streams only)."""
-        command: dict[str, Any] = {
-            "getMore": self._cursor_id,
-            "collection": self._collection,
-            "batchSize": self._batch_size,
-        }
-        if wait_ms is not None:
-            command["maxTimeMS"] = wait_ms
-        return await self._run(command)
-
-    async def close(self) -> None:
-        """Free what the server keeps for this cursor; it would forget it by itself in time."""
-        try:
-            if self._cursor_id:
-                command = {"killCursors": self._collection, "cursors": [self._cursor_id]}
-                await self._database.command(command, session=self._session)
-        except PyMongoError:
-            pass  # away or gone already: the server ends idle cursors by itself
-        finally:
-            await self._session.end_session()
-
-    async def _run(self, command: Mapping[str, Any]) -> Batch:
-        try:
-            reply = await self._database.command(
-                dict(command), session=self._session, codec_options=RAW
-            )
-        except OperationFailure as error:
-            raise named(error) from error
-        cursor = cursor_in(reply, ANY_WRITER)
-        self._cursor_id = cursor["id"]
-        self._collection = cursor["ns"].split(".", 1)[1]
-        documents = cursor.get("nextBatch")
-        return Batch(
-            documents=cursor["firstBatch"] if documents is None else documents,
-            resume_token=cursor.get("postBatchResumeToken"),
-            snapshot_time=cursor.get("atClusterTime"),
-            exhausted=self._cursor_id == 0,
-        )
 
 
 def new_owner() -> str:

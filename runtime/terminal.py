@@ -24,7 +24,7 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.table import Column, Table
 
-from runtime.mongo import Database, DatabaseError, check_server, explained, open_client
+from runtime.mongo import Database, DatabaseError, check_server, close, explain_error, open_client
 from runtime.operations import NothingToDo, Operator
 from runtime.settings import MongoSettings
 
@@ -79,7 +79,7 @@ def run_with_database(
     except (NothingToDo, CommandFailed) as failure:
         sys.exit(str(failure))
     except (DatabaseError, PyMongoError) as error:
-        sys.exit(explained(error))
+        sys.exit(explain_error(error))
 
 
 @asynccontextmanager
@@ -94,7 +94,7 @@ async def checked_database(settings: MongoSettings, process: str) -> AsyncIterat
         await check_server(client)
         yield client[settings.mongodb_database]
     finally:
-        client.close()
+        await close(client)
 
 
 def as_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from assistance.breaker import DestinationState, accepts_calls
 from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.request import Request
 from outbox.collection import OUTBOX
-from runtime.mongo import Database
+from runtime.mongo import Database, snapshot_session
 
 OutboxDocuments = list[Mapping[str, Any]]
 
@@ -32,7 +32,7 @@ async def balance(
     # outside the snapshot, which cannot read a collection created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
     resting = {state["_id"] for state in states if not accepts_calls(state)}
-    async with await database.client.start_session(snapshot=True) as session:
+    async with snapshot_session(database.client) as session:
         requests = database[ASSISTANCES].find(
             {}, {"topic": False, "description": False}, sort=[("_id", 1)], session=session
         )

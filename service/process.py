@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from loguru import logger
 
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from runtime.shutdown import Stop
 from service.app import create_app
 from service.readiness import Readiness
@@ -34,7 +34,7 @@ async def serve(settings: ServiceSettings) -> None:
     stop.request()
     await _let_end(preparing, settings.shutdown_grace_seconds)
     with pymongo.timeout(1.0):
-        client.close()
+        await close(client)
 
 
 async def _let_end(preparing: asyncio.Task[None], grace_seconds: float) -> None:

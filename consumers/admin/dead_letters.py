@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from assistance.collection import DEAD_LETTERS
 from assistance.redrive import FROM_DELIVERY, UNDECIDED, Decision
-from runtime.mongo import Database, Session, in_transaction
+from runtime.mongo import Database, Session, aggregate, in_transaction
 from runtime.operations import (
     OPERATION_ITEMS,
     OPERATIONS,
@@ -130,7 +130,7 @@ async def groups(database: Database, selection: Selection) -> list[GroupOfLetter
             last_seen_at=found["last"]["at"],
             sample=found["last"]["id"],
         )
-        async for found in database[DEAD_LETTERS].aggregate(pipeline)
+        async for found in aggregate(database[DEAD_LETTERS], pipeline)
     ]
 
 

@@ -26,7 +26,7 @@ from assistance.request import Request, delivery_to
 from consumers.admin.dead_letters import Letter, Selection, letters
 from consumers.database import server_time
 from consumers.delivery.updates import NOW
-from runtime.mongo import Database, new_owner
+from runtime.mongo import Database, aggregate, new_owner
 from runtime.operations import (
     OPERATION_ITEMS,
     OPERATIONS,
@@ -272,14 +272,13 @@ async def observe(
 
 async def counts(database: Database, redrive_id: str) -> dict[str, int]:
     """How many items are in each state."""
-    cursor = database[OPERATION_ITEMS].aggregate(
-        [
-            {"$match": {"operation": redrive_id}},
-            {"$group": {"_id": "$state", "count": {"$sum": 1}}},
-            {"$sort": {"_id": 1}},
-        ]
-    )
-    return {group["_id"]: group["count"] async for group in cursor}
+    pipeline: list[dict[str, Any]] = [
+        {"$match": {"operation": redrive_id}},
+        {"$group": {"_id": "$state", "count": {"$sum": 1}}},
+        {"$sort": {"_id": 1}},
+    ]
+    groups = aggregate(database[OPERATION_ITEMS], pipeline)
+    return {group["_id"]: group["count"] async for group in groups}
 
 
 async def find(database: Database, redrive_id: str) -> dict[str, Any]:

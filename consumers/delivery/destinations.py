@@ -17,7 +17,7 @@ from assistance.breaker import BreakerState, DestinationState, Suspension, accep
 from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.delivery import OPEN_STATES
 from consumers.delivery.updates import NOW, given
-from runtime.mongo import Database, Session, in_transaction
+from runtime.mongo import Database, Session, aggregate, in_transaction
 from runtime.operations import Operator, record_done
 
 #: A worker whose probe takes longer renews its right, which it does about once a second.
@@ -216,15 +216,13 @@ class Destinations:
         return {
             # the clock of the service that accepted it may run ahead
             found["_id"]: Waiting(found["count"], max(found["oldest_age_ms"] / 1000, 0.0))
-            async for found in self._database[ASSISTANCES].aggregate(pipeline)
+            async for found in aggregate(self._database[ASSISTANCES], pipeline)
         }
 
     async def _read(self, query: Mapping[str, Any]) -> list[Any]:
         # the server's time comes with the dates that it is compared with
-        found: list[Any] = await self._destinations.aggregate(
-            [{"$match": dict(query)}, {"$set": {"now": NOW}}]
-        ).to_list(None)
-        return found
+        pipeline = [{"$match": dict(query)}, {"$set": {"now": NOW}}]
+        return [found async for found in aggregate(self._destinations, pipeline)]
 
     async def _record(
         self, what: str, operator: Operator, name: str, result: str, session: Session

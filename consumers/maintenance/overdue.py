@@ -10,7 +10,7 @@ from assistance.delivery import OPEN_STATES
 from assistance.request import Request, Status
 from consumers.database import server_time
 from outbox.collection import OUTBOX
-from runtime.mongo import Database
+from runtime.mongo import Database, aggregate
 from runtime.monitoring import Monitor
 
 #: Beyond so many the count says "at least": an alert needs no more, and a look stays short.
@@ -47,7 +47,7 @@ async def overdue(database: Database, target_seconds: float) -> dict[str, Overdu
     ]
     return {
         found["_id"]: Overdue(found["count"], (now - found["oldest"]).total_seconds())
-        async for found in database[ASSISTANCES].aggregate(pipeline)
+        async for found in aggregate(database[ASSISTANCES], pipeline)
     }
 
 

@@ -29,7 +29,7 @@ from consumers.delivery.destinations import Destinations
 from consumers.delivery.gate import Gate, as_recorded
 from consumers.delivery.rate_limiter import RateLimiter
 from consumers.maintenance.reconciler import Reconciler
-from runtime.mongo import Database, open_client
+from runtime.mongo import Database, close, open_client
 from runtime.operations import Operator
 from runtime.shutdown import Stop
 from sandbox.ports import free_ports
@@ -55,7 +55,7 @@ def stage(run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdP
 async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
     client = open_client(deliveries.mongodb_url, process="test")
     yield client[deliveries.database_name]
-    client.close()
+    await close(client)
 
 
 @pytest.fixture

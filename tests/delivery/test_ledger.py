@@ -25,7 +25,7 @@ from consumers.delivery.ledger import (
 )
 from consumers.delivery.updates import change, given
 from outbox.collection import OUTBOX
-from runtime.mongo import Database, ensure_collection, open_client
+from runtime.mongo import Database, close, ensure_collection, open_client
 from tests.support.deliveries import Deliveries
 from tests.support.waiting import wait_until_async
 
@@ -42,7 +42,7 @@ async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
     )
     await ensure_collection(database, OUTBOX)
     yield database
-    client.close()
+    await close(client)
 
 
 @pytest.fixture

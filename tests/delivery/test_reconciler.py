@@ -16,7 +16,7 @@ from consumers.delivery.hints import Hints
 from consumers.delivery.ledger import Claim, Ledger, Recorded, Refusal, Refused
 from consumers.maintenance.reconciler import PASS_LIMIT, Reconciler
 from outbox.collection import OUTBOX
-from runtime.mongo import Database, ensure_collection, open_client
+from runtime.mongo import Database, close, ensure_collection, open_client
 from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
 from tests.conftest import RunProcess
@@ -34,7 +34,7 @@ async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
     await ensure_collection(database, ASSISTANCES, indexes=ASSISTANCES_INDEXES)
     await ensure_collection(database, OUTBOX)
     yield database
-    client.close()
+    await close(client)
 
 
 @pytest.fixture

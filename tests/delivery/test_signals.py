@@ -10,7 +10,7 @@ from consumers.delivery.metrics import (
     letters_stored,
     watch_destinations,
 )
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from runtime.monitoring import Monitor
 from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
@@ -67,7 +67,7 @@ async def test_the_page_about_monitoring_names_every_number(deliveries: Deliveri
     letters_stored(monitor.registry).labels("parked").inc()
     deliveries_seen_to(monitor.registry).inc()
     watch_destinations(monitor, Destinations(client[deliveries.database_name]))
-    client.close()
+    await close(client)
 
     named = {family.name for family in monitor.registry.collect()}
     assert len(named) > 8

@@ -34,7 +34,7 @@ from outbox.collection import OUTBOX
 from relay.backlog import measure_runway
 from relay.checkpoint import CHECKPOINTS
 from relay.settings import RelaySettings
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.settings import MongoSettings, RabbitSettings
 from sandbox.mongodb import MongoServer
@@ -602,7 +602,7 @@ async def _runway_seconds(url: str, database_name: str) -> float | None:
     try:
         return await measure_runway(client[database_name], "relay")
     finally:
-        client.close()
+        await close(client)
 
 
 def _is_consumer(service: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from relay.checkpoint import Position
 from relay.stream import OutboxStream
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from runtime.shutdown import Stop
 from sandbox.servers import find_mongo
 from tests.chaos.relay.blows import OPLOG_THAT_ROLLS, roll_oplog
@@ -121,7 +121,7 @@ async def test_a_stream_goes_on_behind_the_moment_of_a_snapshot(world: OutboxWor
         assert change.document["_id"] == later
     finally:
         await stream.close()
-        client.close()
+        await close(client)
 
 
 def test_a_renamed_outbox(world: OutboxWorld, start_relay: StartRelay) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from relay.checkpoint import Checkpoint, Deposed
 from relay.operations import Wish, ask, note_carried_out, results_of
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from runtime.operations import Operator
 from tests.conftest import RunProcess
 from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
@@ -113,7 +113,7 @@ async def test_a_deposed_leader_does_not_say_what_came_of_a_wish(world: OutboxWo
         await note_carried_out(database, "relay", wish_id, "said again", epoch=leading)
         assert await results_of(database, [wish_id]) == {"poison": "discarded"}
     finally:
-        client.close()
+        await close(client)
 
 
 def test_a_wrong_wish_names_the_event_and_changes_nothing(

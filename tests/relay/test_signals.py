@@ -17,7 +17,7 @@ from relay import backlog
 from relay.backlog import measure_backlog
 from relay.report import Leadership, Report
 from runtime import monitoring
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from runtime.monitoring import monitored
 from runtime.settings import MonitoringSettings
 from sandbox.ports import LOOPBACK, free_ports
@@ -184,7 +184,7 @@ async def test_the_backlog_is_measured_by_an_index_and_to_a_limit(
     ):
         assert "'indexName': 'pending_in_order'" in str(plan)
         assert "COLLSCAN" not in str(plan.get("queryPlanner", plan))
-    client.close()
+    await close(client)
 
 
 async def test_a_port_that_is_taken_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from runtime.mongo import Database, Session, in_transaction, open_client
+from runtime.mongo import Database, Session, close, in_transaction, open_client
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ async def database(mongodb_url: str, database_name: str) -> AsyncIterator[Databa
     database = client[database_name]
     await database.create_collection("things")
     yield database
-    client.close()
+    await close(client)
 
 
 @pytest.mark.parametrize("outer_seconds", [None, 0.5])

@@ -14,7 +14,7 @@ from assistance.collection import ASSISTANCES
 from assistance.request import accept
 from assistance.routing import Destination
 from outbox.collection import OUTBOX
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from service.audit import balance
 from tests.conftest import RunProcess
 from tests.support.running_service import Written
@@ -167,7 +167,7 @@ async def test_the_books_balance_at_any_moment_however_busy_the_writers_are(
         for writer in writers:
             writer.result()
     assert counts == sorted(counts)
-    client.close()
+    await close(client)
 
 
 def test_one_request_is_shown_with_what_happened_and_what_comes_next(

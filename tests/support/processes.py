@@ -156,8 +156,8 @@ def group_members(group: int) -> list[psutil.Process]:
 
 
 def bare_environment() -> dict[str, str]:
-    """Give what a Python process needs, and none of the settings of whoever runs the tests."""
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+    """What a Python process needs, and the driver under test; none of the caller's settings."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "MONGODB_DRIVER")
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         # a test that looks says itself where; all others leave the default ports alone
         "MONITORING_PORT": "0",

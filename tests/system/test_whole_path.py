@@ -14,7 +14,7 @@ from pymongo import MongoClient
 
 from assistance.books import Books, Reason
 from consumers.topology import DEAD_LETTERS_QUEUE, deliveries_queue
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from sandbox.rabbitmq import RabbitServer
 from service.audit import balance
 from tests.conftest import RunProcess
@@ -99,7 +99,7 @@ class Cast:
             try:
                 return await balance(client[self.environment["MONGODB_DATABASE"]])
             finally:
-                client.close()
+                await close(client)
 
         return asyncio.run(open_books())
 

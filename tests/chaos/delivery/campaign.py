@@ -15,7 +15,7 @@ from pathlib import Path
 
 from assistance.books import Books
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
-from runtime.mongo import open_client
+from runtime.mongo import close, open_client
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
 from service.audit import balance
@@ -226,4 +226,4 @@ async def read_books(deliveries: Deliveries) -> Books:
     try:
         return await balance(client[deliveries.database_name])
     finally:
-        client.close()
+        await close(client)

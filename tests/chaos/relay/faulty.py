@@ -14,7 +14,8 @@ from outbox.state import PENDING_STATES
 from relay.__main__ import commands
 from relay.relay import Term
 from relay.stream import BATCH_SIZE, Change
-from runtime.mongo import BatchCursor, Database, Document
+from runtime.batch_cursor import BatchCursor
+from runtime.mongo import Database, Document
 
 
 def save_before_confirm() -> None:

@@ -1,13 +1,14 @@
 """
 The two kinds of event that the system appends to its own outbox.
 
-Facts tell what happened to a request: anyone may listen, or nobody.
-Hints wake one worker for one delivery: exactly one queue takes them.
+Facts say what happened to a request. Any number of queues may be bound to them, or none.
+Hints wake one worker for one delivery. Each is routed to exactly one queue.
 
-Both carry the headers of the trace that the request came with, where it came with one.
+Both carry the trace headers of their request, where it has any.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -32,51 +33,42 @@ def hint_routing_key(destination: str) -> str:
     return f"{HINT}.{destination}"
 
 
-def fact(
-    type: str,
-    *,
-    request_id: str,
-    topic: str,
-    status: str,
-    seq: int,
-    now: datetime,
-    cause: str | None = None,
-    trace: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """An outbox document that tells a change of status; routed by type and topic."""
+@dataclass(frozen=True, slots=True)
+class EventContext:
+    """
+    What the events of one change of a request have in common.
+
+    cause: the event that led to the change, where one did.
+    trace: the headers of the trace that the request came with.
+    """
+
+    request_id: str
+    now: datetime
+    cause: str | None = None
+    trace: Mapping[str, str] | None = None
+
+
+def fact(type: str, context: EventContext, *, topic: str, status: str, seq: int) -> dict[str, Any]:
+    """The outbox document of a change of status; routed by type and topic."""
     return _document(
         type,
+        context,
+        seq=seq,
         routing_key=f"{type}.{topic}",
         must_route=False,
-        request_id=request_id,
-        seq=seq,
-        now=now,
-        cause=cause,
-        trace=trace,
-        data={"request_id": request_id, "topic": topic, "status": status},
+        data={"request_id": context.request_id, "topic": topic, "status": status},
     )
 
 
-def hint(
-    *,
-    request_id: str,
-    destination: str,
-    seq: int,
-    now: datetime,
-    cause: str | None,
-    trace: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """An outbox document that wakes the worker of one destination for one request."""
+def hint(context: EventContext, *, destination: str, seq: int) -> dict[str, Any]:
+    """The outbox document that wakes a worker of one destination for one request."""
     return _document(
         HINT,
+        context,
+        seq=seq,
         routing_key=hint_routing_key(destination),
         must_route=True,
-        request_id=request_id,
-        seq=seq,
-        now=now,
-        cause=cause,
-        trace=trace,
-        data={"request_id": request_id, "destination": destination},
+        data={"request_id": context.request_id, "destination": destination},
     )
 
 
@@ -84,14 +76,14 @@ def read_hint(body: bytes) -> tuple[str, str, str]:
     """
     (event id, request id, destination) of a hint's message body.
 
-    Raises UndecodableBody for whatever is not a hint.
+    Raises UndecodableBody for a body that is not a hint.
     """
     event = envelope.decode(body)
     request_id, destination = event.data.get("request_id"), event.data.get("destination")
     if event.type != HINT or not isinstance(request_id, str) or not isinstance(destination, str):
-        raise UndecodableBody(f"an event of type {event.type!r} is no hint for a delivery")
+        raise UndecodableBody(f"an event of type {event.type!r} is not a hint for a delivery")
     if not all(_is_unicode(text) for text in (event.id, request_id, destination)):
-        raise UndecodableBody("half a surrogate pair stands in an id, which no database can hold")
+        raise UndecodableBody("an id holds half a surrogate pair, which MongoDB cannot store")
     return event.id, request_id, destination
 
 
@@ -101,14 +93,11 @@ def _is_unicode(text: str) -> bool:
 
 def _document(
     type: str,
+    context: EventContext,
     *,
+    seq: int,
     routing_key: str,
     must_route: bool,
-    request_id: str,
-    seq: int,
-    now: datetime,
-    cause: str | None,
-    trace: Mapping[str, str] | None,
     data: dict[str, Any],
 ) -> dict[str, Any]:
     event_id = str(uuid4())
@@ -116,19 +105,19 @@ def _document(
         event_id=event_id,
         type=type,
         source=SOURCE,
-        subject=request_id,
-        time=now,
+        subject=context.request_id,
+        time=context.now,
         data=data,
-        causation_id=cause,
+        causation_id=context.cause,
     )
     return pending_document(
         event_id=event_id,
         type=type,
-        key=request_id,
+        key=context.request_id,
         seq=seq,
         routing_key=routing_key,
         must_route=must_route,
         payload=payload,
-        headers=trace or {},
-        created_at=now,
+        headers=context.trace or {},
+        created_at=context.now,
     )

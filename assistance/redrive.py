@@ -22,7 +22,7 @@ from assistance.delivery import (
     Delivery,
     DeliveryState,
 )
-from assistance.request import Request, Status, delivery_to, status_of
+from assistance.request import Request, Status, delivery_to, event_context, status_of
 
 
 class Decision(StrEnum):
@@ -118,30 +118,15 @@ def reopen(request: Request, delivery: Delivery, *, redrive_id: str, now: dateti
     ]
     status = status_of(states)
     seq = request["version"]
+    context = event_context(request, now, cause=delivery["hint_event"])
     documents: list[dict[str, Any]] = []
     if request["status"] != Status.ACCEPTED:
         seq += 1
         documents.append(
-            events.fact(
-                events.REDRIVEN,
-                request_id=request["_id"],
-                topic=request["topic"],
-                status=status,
-                seq=seq,
-                now=now,
-                cause=delivery["hint_event"],
-                trace=request.get("trace"),
-            )
+            events.fact(events.REDRIVEN, context, topic=request["topic"], status=status, seq=seq)
         )
     seq += 1
-    hint = events.hint(
-        request_id=request["_id"],
-        destination=delivery["destination"],
-        seq=seq,
-        now=now,
-        cause=delivery["hint_event"],
-        trace=request.get("trace"),
-    )
+    hint = events.hint(context, destination=delivery["destination"], seq=seq)
     return Reopening(
         delivery_fields={
             "state": DeliveryState.WAITING.value,

@@ -19,6 +19,7 @@ from uuid import uuid4
 from assistance import delivery as deliveries
 from assistance import events
 from assistance.delivery import Delivery, DeliveryState
+from assistance.events import EventContext
 from assistance.routing import Destination
 
 #: The longest description that the first clients may send.
@@ -73,26 +74,12 @@ def accept(
     Called once per request, outside the transaction's callback, which may run twice: so the ids
     are made once.
     """
-    fact = events.fact(
-        events.CREATED,
-        request_id=request_id,
-        topic=topic,
-        seq=1,
-        now=now,
-        status=Status.ACCEPTED,
-        trace=trace,
-    )
+    context = EventContext(request_id, now, trace=trace)
+    fact = events.fact(events.CREATED, context, topic=topic, status=Status.ACCEPTED, seq=1)
     born: list[Delivery] = []
     hints: list[dict[str, Any]] = []
     for seq, destination in enumerate(destinations, start=2):
-        hint = events.hint(
-            request_id=request_id,
-            destination=destination.name,
-            seq=seq,
-            now=now,
-            cause=None,
-            trace=trace,
-        )
+        hint = events.hint(context, destination=destination.name, seq=seq)
         hints.append(hint)
         born.append(
             deliveries.birth(
@@ -135,6 +122,35 @@ def status_of(delivery_states: Sequence[str]) -> Status:
     if all(state == DeliveryState.SUCCEEDED for state in delivery_states):
         return Status.SUCCEEDED
     return Status.FAILED
+
+
+def status_after(request: Request, destination: str, state: DeliveryState) -> Status:
+    """The request's status once its delivery to this destination is in that state."""
+    return status_of(
+        [
+            state.value if delivery["destination"] == destination else delivery["state"]
+            for delivery in request["deliveries"]
+        ]
+    )
+
+
+def event_context(request: Request, now: datetime, *, cause: str | None = None) -> EventContext:
+    return EventContext(request["_id"], now, cause, request.get("trace"))
+
+
+def closing_facts(request: Request, status: Status, now: datetime) -> list[dict[str, Any]]:
+    """The fact that the request was closed with this status; none while it stays open."""
+    if status is Status.ACCEPTED:
+        return []
+    return [
+        events.fact(
+            events.FACT_OF_STATUS[status],
+            event_context(request, now),
+            topic=request["topic"],
+            status=status,
+            seq=request["version"] + 1,
+        )
+    ]
 
 
 def delivery_to(request: Request, destination: str) -> Delivery | None:

@@ -9,7 +9,6 @@ Each decision is one transaction with its event and its record.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from assistance import events
@@ -19,7 +18,14 @@ from assistance.delivery import (
     DeliveryState,
     hint_patience_seconds,
 )
-from assistance.request import Request, Status, delivery_to, status_of
+from assistance.request import (
+    Request,
+    Status,
+    closing_facts,
+    delivery_to,
+    event_context,
+    status_after,
+)
 from consumers.database import server_time
 from consumers.delivery.updates import NOW, change, given
 from outbox.collection import OUTBOX
@@ -57,15 +63,8 @@ class Unknowns:
 
         async def write(session: Session) -> None:
             request = await self._undecided(request_id, destination, session)
-            status = status_of(
-                [
-                    DeliveryState.SUCCEEDED.value
-                    if delivery["destination"] == destination
-                    else delivery["state"]
-                    for delivery in request["deliveries"]
-                ]
-            )
-            facts = [] if status is Status.ACCEPTED else [_fact(request, status, now)]
+            status = status_after(request, destination, DeliveryState.SUCCEEDED)
+            facts = closing_facts(request, status, now)
             changed = change(
                 destination,
                 {"state": given(DeliveryState.SUCCEEDED.value)},
@@ -89,12 +88,9 @@ class Unknowns:
             delivery = delivery_to(request, destination)
             assert delivery is not None
             hint = events.hint(
-                request_id=request_id,
+                event_context(request, now, cause=delivery["hint_event"]),
                 destination=destination,
                 seq=request["version"] + 1,
-                now=now,
-                cause=delivery["hint_event"],
-                trace=request.get("trace"),
             )
             changed = change(
                 destination,
@@ -154,15 +150,3 @@ class Unknowns:
 
     async def _in_transaction(self, write: Any) -> None:
         await in_transaction(self._database.client, write, deadline_seconds=TRANSACTION_SECONDS)
-
-
-def _fact(request: Request, status: Status, now: datetime) -> dict[str, Any]:
-    return events.fact(
-        events.FACT_OF_STATUS[status],
-        request_id=request["_id"],
-        topic=request["topic"],
-        status=status,
-        seq=request["version"] + 1,
-        now=now,
-        trace=request.get("trace"),
-    )

@@ -21,6 +21,7 @@ from assistance.delivery import (
     hint_patience_seconds,
     next_look_at,
 )
+from assistance.events import EventContext
 from assistance.request import Request
 from consumers.delivery.updates import NOW, change, given
 from outbox.collection import OUTBOX
@@ -118,14 +119,8 @@ class Hints:
         """Append a new hint; its event id, or None where somebody else was quicker."""
         delivery = owed.delivery
         hints = delivery["hints"] + 1
-        hint = events.hint(
-            request_id=owed.request_id,
-            destination=owed.destination,
-            seq=owed.version + 1,
-            now=now,
-            cause=delivery["hint_event"],
-            trace=owed.trace,
-        )
+        context = EventContext(owed.request_id, now, delivery["hint_event"], owed.trace)
+        hint = events.hint(context, destination=owed.destination, seq=owed.version + 1)
         changed = change(
             owed.destination,
             {

@@ -17,7 +17,6 @@ from typing import Any
 
 from pymongo import ReturnDocument
 
-from assistance import events
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.delivery import (
     ATTEMPTS_USED_UP,
@@ -33,7 +32,7 @@ from assistance.delivery import (
     conclude,
     is_open,
 )
-from assistance.request import Request, Status, delivery_to, status_of
+from assistance.request import Request, Status, closing_facts, delivery_to, status_after
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Later, Unknown, Verdict
 from consumers.delivery.updates import CLAIMABLE, NOW, change, given, some_delivery
@@ -241,8 +240,8 @@ class Ledger:
             request: Request | None = await self._requests.find_one(_held_by(claim))
             if request is None:
                 return False
-            status = _status_after(request, claim.destination, state)
-            facts = _facts(request, status, claim.now())
+            status = status_after(request, claim.destination, state)
+            facts = closing_facts(request, status, claim.now())
             as_read = _as_read(claim, request["version"], status)
             changed = change(
                 claim.destination,
@@ -399,31 +398,6 @@ def _counts(verdict: Verdict) -> bool:
 
 def verdict_word(verdict: Verdict) -> str:
     return type(verdict).__name__.lower()
-
-
-def _status_after(request: Request, destination: str, state: DeliveryState) -> Status:
-    return status_of(
-        [
-            state.value if delivery["destination"] == destination else delivery["state"]
-            for delivery in request["deliveries"]
-        ]
-    )
-
-
-def _facts(request: Request, status: Status, now: datetime) -> list[dict[str, Any]]:
-    if status is Status.ACCEPTED:
-        return []
-    return [
-        events.fact(
-            events.FACT_OF_STATUS[status],
-            request_id=request["_id"],
-            topic=request["topic"],
-            status=status,
-            seq=request["version"] + 1,
-            now=now,
-            trace=request.get("trace"),
-        )
-    ]
 
 
 def _dead_letter(claim: Claim, failed: Failed, verdict: Verdict) -> dict[str, Any]:

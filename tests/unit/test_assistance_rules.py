@@ -262,10 +262,9 @@ class TestRequest:
         assert told.data == {"request_id": "r", "topic": "sales", "status": "accepted"}
 
     def test_a_fact_is_no_hint(self) -> None:
-        fact = events.fact(
-            events.CREATED, request_id="r", topic="sales", status="accepted", seq=1, now=NOW
-        )
-        with pytest.raises(UndecodableBody, match="no hint"):
+        context = events.EventContext("r", NOW)
+        fact = events.fact(events.CREATED, context, topic="sales", status="accepted", seq=1)
+        with pytest.raises(UndecodableBody, match="not a hint"):
             events.read_hint(fact["payload"].encode())
 
 

@@ -9,7 +9,7 @@ import pytest
 from assistance import events
 from assistance.books import LISTED_LIMIT, Books, Place, Reason, place_of
 from assistance.delivery import Delivery, DeliveryState
-from assistance.request import Request, Status, accept, next_due_at
+from assistance.request import Request, Status, accept, event_context, next_due_at
 from assistance.routing import Destination
 from outbox.state import State
 
@@ -53,11 +53,10 @@ def append_fact(request: Request, documents: OutboxDocuments, type: str, status:
     documents.append(
         events.fact(
             type,
-            request_id=request["_id"],
+            event_context(request, SOON),
             topic=request["topic"],
             status=status,
             seq=request["version"],
-            now=SOON,
         )
     )
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assistance.events import hint, read_hint
+from assistance.events import EventContext, hint, read_hint
 from outbox.errors import UndecodableBody
 from tests.support.deliveries import NOW
 
@@ -20,12 +20,12 @@ NAMES = ("specversion", "id", "source", "type", "time", "subject", "datacontentt
 
 
 def a_hint(**changes: Any) -> bytes:
-    document = hint(request_id="r", destination="slack", seq=2, now=NOW, cause=None)
+    document = hint(EventContext("r", NOW), destination="slack", seq=2)
     return json.dumps(json.loads(document["payload"]) | changes).encode()
 
 
 def test_a_hint_is_read_as_it_was_written() -> None:
-    document = hint(request_id="r", destination="slack", seq=2, now=NOW, cause="before")
+    document = hint(EventContext("r", NOW, "before"), destination="slack", seq=2)
     assert read_hint(document["payload"].encode()) == (document["_id"], "r", "slack")
 
 

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test chaos bench lint format check-locks
+.PHONY: help setup demo up unit check test chaos bench lint format check-locks
 
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -21,6 +21,11 @@ demo: setup ## the main job in two acts, on real servers
 
 up: setup ## the same system without the acts, until Ctrl-C
 	@.venv/bin/python -m sandbox up
+
+unit: .venv/.packages ## the tests that need no server, in seconds
+	.venv/bin/pytest -q tests/unit
+
+check: lint unit ## lint, types and the unit tests: before every commit
 
 test: setup ## every test, on real servers (DRIVER=pymongo: on PyMongo's asyncio API instead of motor)
 	$(if $(DRIVER),MONGODB_DRIVER=$(DRIVER)) .venv/bin/pytest

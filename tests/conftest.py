@@ -16,6 +16,8 @@ from tests.support.processes import OurProcess, group_members
 RunProcess = Callable[..., OurProcess]
 
 pytest_plugins = [
+    "tests.support.unit_rules",
+    "tests.support.workers",
     "tests.support.third_parties",
     "tests.support.deliveries",
     "tests.support.outbox_world",

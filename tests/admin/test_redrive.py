@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from assistance.books import place_of
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
-from assistance.redrive import ItemState, Skip, failures_return
+from assistance.redrive import Skip
 from assistance.request import status_of
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later, Never, Verdict
@@ -426,19 +426,6 @@ class Terminal:
         with suppress(BlockingIOError, OSError):
             self._seen += os.read(self._ours, 65536).decode()
         return self._seen
-
-
-OUTCOMES = st.lists(st.sampled_from([ItemState.SUCCEEDED, ItemState.FAILED_AGAIN]), max_size=60)
-
-
-@given(OUTCOMES, st.floats(0.05, 1.0))
-def test_a_redrive_judges_by_the_newest_outcomes_only(
-    outcomes: list[ItemState], share: float
-) -> None:
-    newest = outcomes[-20:]
-    failed = newest.count(ItemState.FAILED_AGAIN)
-    enough = len(newest) >= 10
-    assert failures_return(outcomes, share=share) == (enough and failed >= share * len(newest))
 
 
 @pytest.fixture

@@ -3,70 +3,33 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from email import message_from_bytes, policy
-from email.message import EmailMessage
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from bson import BSON
-from hypothesis import given
-from hypothesis import strategies as st
 from loguru import logger
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.channels import OutboundMessage
-from consumers.channels.email import Email, EmailSettings, Tls, compose, one_line, subject
+from consumers.channels.email import Email, EmailSettings, Tls
 from tests.support.listeners import make_certificate, server_that, tls_of
+from tests.support.outbound import email_settings, outbound_message
 from tests.support.third_parties import ThirdParties
 
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 TIMEOUT_SECONDS = 1.0
-HEADERS = ["Subject", "From", "To", "Date", "Message-ID", "X-Request-ID"]
 
-
-def message(
-    description: str = "How much?",
-    *,
-    topic: str = "pricing",
-    request_id: str = "6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
-    may_be_repeat: bool = False,
-) -> OutboundMessage:
-    return OutboundMessage(
-        request_id=request_id,
-        topic=topic,
-        description=description,
-        idempotency_key="0d8d6d2c-5bb9-4a0e-8b2f-6c1f3e0f9a11",
-        created_at=NOW,
-        may_be_repeat=may_be_repeat,
-    )
-
-
-def as_read(sent: OutboundMessage) -> EmailMessage:
-    mail = compose(sent, sender="from@example.org", recipients=["to@example.org"])
-    return message_from_bytes(mail.as_bytes(), policy=policy.default)
-
-
-def settings(host: str, port: int, **others: Any) -> EmailSettings:
-    values: dict[str, Any] = {
-        "smtp_host": host,
-        "smtp_port": port,
-        "smtp_tls": "none",
-        "sender": "assistant@example.org",
-        "recipients": "pricing@example.org, boss@example.org",
-        **others,
-    }
-    return EmailSettings(**values)
+mail_message = partial(outbound_message, topic="pricing")
 
 
 async def send(table: EmailSettings, sent: OutboundMessage | None = None) -> Verdict:
-    return await Email(table, call_timeout_seconds=TIMEOUT_SECONDS).send(sent or message())
+    return await Email(table, call_timeout_seconds=TIMEOUT_SECONDS).send(sent or mail_message())
 
 
 def sandbox(third_parties: ThirdParties) -> EmailSettings:
-    return settings(third_parties.smtp_host, third_parties.smtp_port)
+    return email_settings(third_parties.smtp_host, third_parties.smtp_port)
 
 
 @asynccontextmanager
@@ -82,78 +45,13 @@ async def mail_server_that(replies: Callable[[str], str]) -> AsyncIterator[int]:
         yield port
 
 
-def test_a_mail_has_every_header_that_a_mail_should_have() -> None:
-    mail = as_read(message("Was kostet das Große? 🙂"))
-    assert mail["Subject"] == "[pricing] Was kostet das Große? 🙂"
-    assert mail["From"] == "from@example.org"
-    assert mail["To"] == "to@example.org"
-    assert mail["Date"].datetime == NOW
-    assert mail["Message-ID"] == f"<{message().idempotency_key}@example.org>"
-    assert mail["X-Request-ID"] == message().request_id
-    assert "Was kostet das Große? 🙂" in mail.get_content()
-
-
-def test_a_repeat_is_the_same_mail_and_says_that_it_may_be_one() -> None:
-    first, second = as_read(message()), as_read(message(may_be_repeat=True))
-    assert [first[name] for name in HEADERS] == [second[name] for name in HEADERS]
-    assert "may be a repeat" in second.get_content()
-    assert "may be a repeat" not in first.get_content()
-
-
-@pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\x00"])
-def test_no_description_can_add_a_header(end: str) -> None:
-    mail = as_read(message(f"hello{end}Bcc: everybody@example.org{end}{end}<b>body</b>"))
-    assert [name for name in mail.keys() if name in {*HEADERS, "Bcc"}] == HEADERS  # noqa: SIM118
-    assert mail["Subject"].startswith("[pricing] hello Bcc: everybody@example.org")
-
-
-@given(
-    st.text(min_size=1, max_size=300),
-    st.text(min_size=1, max_size=40),
-    st.text(min_size=1, max_size=60),
-)
-def test_no_text_whatsoever_can_add_a_header(description: str, topic: str, request_id: str) -> None:
-    mail = as_read(message(description, topic=topic, request_id=request_id))
-    assert [name for name in mail.keys() if not name.startswith("Content")] == [  # noqa: SIM118
-        *HEADERS,
-        "MIME-Version",
-    ]
-    assert not mail.defects
-
-
-@given(st.text(max_size=1000))
-def test_a_subject_is_one_line_and_not_too_long(text: str) -> None:
-    line = subject("pricing", text)
-    assert line.isprintable()
-    assert len(line) <= 120
-    assert one_line(line) == line
-
-
-@pytest.mark.parametrize(
-    "recipients", ["", "nobody", "a@b\r\nRCPT TO:<x@y>", "a@b c@d", "a@b,", "@b", "a@", "ä@b.c"]
-)
-def test_addresses_that_are_none_are_refused(recipients: str) -> None:
-    with pytest.raises(ValidationError, match="recipients"):
-        settings("localhost", 25, recipients=recipients)
-
-
-def test_a_password_never_goes_in_the_clear() -> None:
-    with pytest.raises(ValidationError, match="in the clear"):
-        settings("localhost", 25, smtp_username="me", smtp_password=SecretStr("hush"))
-
-
-def test_a_name_without_a_password_is_refused() -> None:
-    with pytest.raises(ValidationError, match="go together"):
-        settings("localhost", 25, smtp_tls=Tls.TLS, smtp_username="me")
-
-
 async def test_a_mail_arrives_at_every_recipient(third_parties: ThirdParties) -> None:
     assert isinstance(await send(sandbox(third_parties)), Done)
     [received] = third_parties.received("email")
     assert received["envelope_to"] == ["pricing@example.org", "boss@example.org"]
-    assert received["subject"] == "[pricing] How much?"
-    assert received["request_id"] == message().request_id
-    assert received["message_id"] == f"<{message().idempotency_key}@example.org>"
+    assert received["subject"] == "[pricing] Is it in stock?"
+    assert received["request_id"] == mail_message().request_id
+    assert received["message_id"] == f"<{mail_message().idempotency_key}@example.org>"
 
 
 async def test_a_reply_that_is_no_utf8_can_be_stored() -> None:
@@ -166,7 +64,7 @@ async def test_a_reply_that_is_no_utf8_can_be_stored() -> None:
                 writer.write("250 angenommen für später\r\n".encode("latin-1"))
 
     async with server_that(converse) as port:
-        verdict = await send(settings("127.0.0.1", port))
+        verdict = await send(email_settings("127.0.0.1", port))
     assert isinstance(verdict, Done)
     assert BSON.encode({"excerpt": verdict.excerpt})
     assert verdict.excerpt == "angenommen f?r sp?ter"
@@ -218,7 +116,7 @@ async def test_a_server_that_refuses_the_connection_is_tried_later(
 async def test_a_server_without_starttls_is_our_fault_and_not_the_requests(
     third_parties: ThirdParties,
 ) -> None:
-    table = settings(third_parties.smtp_host, third_parties.smtp_port, smtp_tls="starttls")
+    table = email_settings(third_parties.smtp_host, third_parties.smtp_port, smtp_tls="starttls")
     verdict = await send(table)
     assert isinstance(verdict, Later)
     assert verdict.code == "login_impossible"
@@ -229,13 +127,13 @@ async def test_a_server_that_wants_a_login_is_our_fault_and_not_the_requests() -
         return "250 hello" if line.startswith("EHLO") else "530 5.7.0 log in first"
 
     async with mail_server_that(wants_login) as port:
-        verdict = await send(settings("127.0.0.1", port))
+        verdict = await send(email_settings("127.0.0.1", port))
     assert verdict == Later("530", "5.7.0 log in first")
 
 
 async def test_a_reply_that_is_no_smtp_is_tried_later_before_the_message_was_sent() -> None:
     async with mail_server_that(lambda _line: "what?") as port:
-        assert isinstance(await send(settings("127.0.0.1", port)), Later)
+        assert isinstance(await send(email_settings("127.0.0.1", port)), Later)
 
 
 class Scripted:
@@ -361,4 +259,4 @@ async def test_a_mail_goes_through_tls_from_the_first_byte(
 
 def logging_in(port: int, tls: Tls = Tls.STARTTLS) -> EmailSettings:
     login = {"smtp_username": "me", "smtp_password": SecretStr("hush-hush")}
-    return settings("127.0.0.1", port, smtp_tls=tls, **login)
+    return email_settings("127.0.0.1", port, smtp_tls=tls, **login)

@@ -11,30 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from assistance.verdict import Later, Verdict
-from consumers.channels import OutboundMessage
-from consumers.channels.http import secrets_of
 from consumers.channels.slack import Slack, SlackSettings
 from consumers.channels.webhook import Webhook, WebhookSettings
 from tests.support.listeners import make_certificate, server_that, tls_of
+from tests.support.outbound import SIGNING_SECRET, outbound_message
 from tests.support.processes import bare_environment
 from tests.support.third_parties import ThirdParties
 
 TIMEOUT_SECONDS = 1.0
 TOKEN = "xoxb-Hush1234Hush"
-SIGNING_SECRET = "whsec_" + "aHVzaGh1c2hodXNoaHVzaGh1c2hodXNo"
 
-MESSAGE = OutboundMessage(
-    request_id="6b1f1a0e-7e0d-4c59-8a55-5a4cbf1e4b60",
-    topic="sales",
-    description="Is it in stock, asks Ms Private?",
-    idempotency_key="0d8d6d2c-5bb9-4a0e-8b2f-6c1f3e0f9a11",
-    created_at=datetime(2026, 11, 23, 12, 0, tzinfo=UTC),
-    may_be_repeat=False,
-)
+MESSAGE = outbound_message("Is it in stock, asks Ms Private?")
 
 
 def slack_by_webhook(url: str) -> Slack | Webhook:
@@ -239,13 +228,6 @@ async def test_slack_is_told_the_token_and_the_channel(third_parties: ThirdParti
     assert told(await send(slack_by_token(third_parties.slack_api_url))) == "later invalid_auth"
     third_parties.misbehave("slack", "ok_false", error="msg_too_long")
     assert told(await send(slack_by_token(third_parties.slack_api_url))) == "never msg_too_long"
-
-
-@given(st.text("ABC123/=?&%-_", min_size=12, max_size=80))
-def test_no_long_part_of_a_url_is_told_by_its_own_answer(path: str) -> None:
-    url = "https://hooks.example/" + path
-    long_words = [word for word in re.split(r"[/?&=]", path) if len(word) >= 12]
-    assert set(long_words) <= set(secrets_of(url))
 
 
 LOG_ALL_THAT_THERE_IS = """

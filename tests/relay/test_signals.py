@@ -4,18 +4,15 @@ import asyncio
 import signal
 import socket
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 
 import psutil
 import pytest
 from loguru import logger
-from prometheus_client import CollectorRegistry
 from pymongo.errors import AutoReconnect
 
 from outbox.collection import INDEXES
 from relay import backlog
 from relay.backlog import measure_backlog
-from relay.report import Leadership, Report
 from runtime import monitoring
 from runtime.mongo import close, open_client
 from runtime.monitoring import monitored
@@ -98,33 +95,6 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     assert len(world.drain()) == 2
 
 
-def test_readiness_ends_with_the_reason_in_words() -> None:
-    report = Report(CollectorRegistry())
-    connection, checkpoint = SimpleNamespace(blocked=False), SimpleNamespace(handover_reason=None)
-    silent = [0.0]
-    assert report.why_no_progress == "it is starting"
-    report.leads(Leadership(checkpoint, None, connection, lambda: silent[0]))  # type: ignore[arg-type]
-    assert report.why_no_progress is None
-
-    with report.waiting_for("a read"):
-        assert report.why_no_progress is None
-        report._waits["a read"] -= 7
-        assert report.why_no_progress == "a read takes 7 s already"
-    checkpoint.handover_reason = "first_start"
-    assert report.why_no_progress == "a hand-over is under way: first_start"
-    silent[0] = 12.3
-    assert report.why_no_progress == "RabbitMQ has owed a confirm for 12 s"
-    connection.blocked = True
-    assert (
-        report.why_no_progress == "RabbitMQ takes nothing: it is short of memory or of disk space"
-    )
-
-    report.interrupted("RabbitMQ: gone")
-    assert report.why_no_progress == "RabbitMQ: gone"
-    report.stands_by()
-    assert report.why_no_progress is None
-
-
 async def test_what_cannot_be_looked_up_is_unknown_until_it_can() -> None:
     answers: list[float | None] = [1.0, None, None, 2.0]
     looked: list[float | None] = []
@@ -147,16 +117,6 @@ async def test_what_cannot_be_looked_up_is_unknown_until_it_can() -> None:
         async with asyncio.timeout(20):
             while not seen():  # noqa: ASYNC110
                 await asyncio.sleep(0)
-
-
-def test_lag_is_unknown_until_the_stream_was_read_once() -> None:
-    report = Report(CollectorRegistry())
-
-    assert report.lag_seconds is None
-    report.caught_up()
-    assert report.lag_seconds == pytest.approx(0, abs=10)
-    report.ended()
-    assert report.lag_seconds is None
 
 
 async def test_the_backlog_is_measured_by_an_index_and_to_a_limit(

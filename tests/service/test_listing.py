@@ -1,6 +1,5 @@
 """The list of requests: filters that find, pages that stay, and an index behind each of them."""
 
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,8 +7,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from assistance.collection import ASSISTANCES
 from assistance.request import Status, accept
@@ -201,31 +198,3 @@ def test_a_filter_that_cannot_be_is_told_where_and_why(service: RunningService) 
         (error,) = answer.json()["errors"]
         assert (error["path"], error["code"]) == (path, code)
         assert error["message"]
-
-
-@given(
-    st.datetimes(timezones=st.just(UTC)).map(
-        lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000)
-    ),
-    st.text(st.characters(exclude_categories=["Cs"])),
-)
-def test_a_cursor_leads_back_to_where_it_was_taken(moment: datetime, request_id: str) -> None:
-    cursor = Cursor(moment, request_id)
-    assert Cursor.read(str(cursor)) == cursor
-
-
-def encoded(plain: bytes) -> str:
-    return urlsafe_b64encode(plain).decode().rstrip("=")
-
-
-@given(
-    st.text(max_size=64)
-    | st.binary(max_size=64).map(encoded)
-    | st.integers(-(10**20), 10**20).map(lambda number: encoded(f"{number}:x".encode()))
-)
-def test_no_text_breaks_the_reading_of_a_cursor(text: str) -> None:
-    try:
-        cursor = Cursor.read(text)
-    except ValueError:
-        return
-    assert str(cursor) == text

@@ -1,0 +1,45 @@
+"""What the relay reports about itself: lag and readiness."""
+
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from relay.report import Leadership, Report
+
+
+def test_readiness_ends_with_the_reason_in_words() -> None:
+    report = Report(CollectorRegistry())
+    connection, checkpoint = SimpleNamespace(blocked=False), SimpleNamespace(handover_reason=None)
+    silent = [0.0]
+    assert report.why_no_progress == "it is starting"
+    report.leads(Leadership(checkpoint, None, connection, lambda: silent[0]))  # type: ignore[arg-type]
+    assert report.why_no_progress is None
+
+    with report.waiting_for("a read"):
+        assert report.why_no_progress is None
+        report._waits["a read"] -= 7
+        assert report.why_no_progress == "a read takes 7 s already"
+    checkpoint.handover_reason = "first_start"
+    assert report.why_no_progress == "a hand-over is under way: first_start"
+    silent[0] = 12.3
+    assert report.why_no_progress == "RabbitMQ has owed a confirm for 12 s"
+    connection.blocked = True
+    assert (
+        report.why_no_progress == "RabbitMQ takes nothing: it is short of memory or of disk space"
+    )
+
+    report.interrupted("RabbitMQ: gone")
+    assert report.why_no_progress == "RabbitMQ: gone"
+    report.stands_by()
+    assert report.why_no_progress is None
+
+
+def test_lag_is_unknown_until_the_stream_was_read_once() -> None:
+    report = Report(CollectorRegistry())
+
+    assert report.lag_seconds is None
+    report.caught_up()
+    assert report.lag_seconds == pytest.approx(0, abs=10)
+    report.ended()
+    assert report.lag_seconds is None

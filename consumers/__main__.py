@@ -14,7 +14,7 @@ from consumers import topology as broker
 from consumers.admin import dead_letters_cli, destinations_cli, needs_decision_cli, redrive_cli
 from consumers.admin.backlog_cli import overdue, resend
 from consumers.channels import DeliveryChannel, UnknownChannel, find_channel, settings_table
-from consumers.database import GivenUp, insist, open_database
+from consumers.database import open_database
 from consumers.delivery.worker import run_worker
 from consumers.maintenance.dead_letter_consumer import run_dead_letters
 from consumers.maintenance.reconciler import Reconciler, run_reconciler, why
@@ -27,7 +27,7 @@ from consumers.settings import (
     with_own,
 )
 from runtime.logs import set_up_logs
-from runtime.mongo import UnsuitableServer
+from runtime.mongo import GivenUp, UnsuitableServer, retry_while_unavailable
 from runtime.rabbit import BrokerError, connect
 from runtime.settings import (
     ProcessSettings,
@@ -113,12 +113,14 @@ def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
         async with open_database(settings, "reconciler", stop) as database:
             reconciler = Reconciler(database, stop)
             if dry_run:
-                for owed in await insist(reconciler.preview, stop, try_seconds=None):
+                for owed in await retry_while_unavailable(
+                    reconciler.preview, stop, try_seconds=None
+                ):
                     sys.stdout.write(
                         f"{owed.request_id} {owed.destination} would {owed.step} ({why(owed)})\n"
                     )
             else:
-                count = await insist(reconciler.run_once, stop, try_seconds=None)
+                count = await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None)
                 sys.stdout.write(f"{count} seen to\n")
 
     if once or dry_run:

@@ -40,8 +40,6 @@ LISTED_FIELDS = (
 
 WAITING = {"state": {"$in": WAITING_STATES}}
 
-TRANSACTION_SECONDS = 10.0
-
 
 class Wish(StrEnum):
     RELEASE = "release"
@@ -131,7 +129,7 @@ async def reset_position(database: Database, group: str, operator: Operator) -> 
         )
         return epoch
 
-    return await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+    return await in_transaction(database.client, write)
 
 
 async def open_wishes(database: Database, group: str) -> list[dict[str, Any]]:
@@ -166,7 +164,7 @@ async def note_carried_out(
         if not fenced.matched_count:
             raise Deposed(f"a newer epoch than {epoch} leads group {group!r}")
 
-    await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+    await in_transaction(database.client, write)
 
 
 async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, str | None]:

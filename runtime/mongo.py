@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from contextvars import Context
 from inspect import isawaitable
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -27,6 +28,7 @@ from bson import CodecOptions
 from bson.binary import UuidRepresentation
 from bson.codec_options import DatetimeConversion
 from bson.raw_bson import RawBSONDocument
+from loguru import logger
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
     AsyncIOMotorClientSession,
@@ -39,6 +41,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from runtime.retry import growing_delays
+from runtime.shutdown import Stop
 
 Client = AsyncIOMotorClient[Any]
 Database = AsyncIOMotorDatabase[Any]
@@ -77,6 +80,12 @@ DRIVERS_DUMP = re.compile(r" \(configured timeouts: [^)]*\)|, (Timeout|full erro
 #: A server in that topology: often the only place where the driver says whom it asked.
 ASKED_SERVER = re.compile(r"<ServerDescription \('([^']+)', (\d+)\)")
 
+#: A frozen server does not answer; the next try may find another primary.
+TRY_SECONDS = 5.0
+
+#: A transaction that conflicts with others is repeated for up to this long.
+TRANSACTION_SECONDS = 10.0
+
 #: How long the end of a transaction that was given up may take.
 ABORT_SECONDS = 0.25
 
@@ -105,6 +114,10 @@ class UnsuitableServer(DatabaseError):
 
 class CommitUnknown(DatabaseError):
     """Whether the transaction was committed is not known; it is whole either way."""
+
+
+class GivenUp(Exception):
+    """A stop was requested while MongoDB was unavailable; nothing was done."""
 
 
 def open_client(url: str, *, process: str, server_selection_seconds: float = 5.0) -> Client:
@@ -160,6 +173,52 @@ def is_transient(error: BaseException) -> bool:
     if error.timeout or any(error.has_error_label(label) for label in TRANSIENT_LABELS):
         return True
     return isinstance(error, OperationFailure) and error.code in TRANSIENT_CODES
+
+
+async def retry_while_unavailable(
+    action: Callable[[], Awaitable[Result]],
+    stop: Stop | None = None,
+    *,
+    try_seconds: float | None = TRY_SECONDS,
+    patience_seconds: float = inf,
+) -> Result:
+    """
+    Run the idempotent `action`, and repeat it with growing delays while MongoDB is unavailable.
+
+    stop: once a stop is requested, no further try is made, and GivenUp is raised.
+    try_seconds: the deadline of each try; None for an action that bounds its own steps.
+    patience_seconds: no try begins later; then the last try's error is raised.
+
+    Raises GivenUp, and whatever the action raised that repeating cannot cure.
+    """
+    delays = growing_delays()
+    give_up_at = monotonic() + patience_seconds
+    while True:
+        try:
+            with pymongo.timeout(try_seconds):
+                return await action()
+        except (PyMongoError, CommitUnknown) as error:
+            if not _may_recover(error) or monotonic() >= give_up_at:
+                raise
+            # the error's text would repeat the whole topology
+            code = getattr(error, "code", None)
+            logger.warning("mongodb.away", reason=type(error).__name__, code=code)
+        if stop is None:
+            await asyncio.sleep(next(delays))
+        else:
+            await stop.rest(next(delays))
+            if stop.requested:
+                raise GivenUp
+
+
+def _may_recover(error: PyMongoError | CommitUnknown) -> bool:
+    if isinstance(error, CommitUnknown) or is_transient(error):
+        return True
+    # rights that were revoked are granted again once an operator has seen the log
+    return isinstance(error, OperationFailure) and error.code in {
+        UNAUTHORIZED,
+        AUTHENTICATION_FAILED,
+    }
 
 
 async def ping(client: Client) -> bool:
@@ -256,7 +315,7 @@ async def in_transaction(
     client: Client,
     write: Callable[[Session], Awaitable[Result]],
     *,
-    deadline_seconds: float,
+    deadline_seconds: float = TRANSACTION_SECONDS,
 ) -> Result:
     """
     Run `write` in a transaction, committed by a majority when this returns.

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from consumers.database import TRY_SECONDS, GivenUp, open_database
+from consumers.database import open_database
 from runtime.logs import set_up_logs
-from runtime.mongo import Database
+from runtime.mongo import TRY_SECONDS, Database, GivenUp
 from runtime.settings import MongoSettings
 from runtime.shutdown import Stop
 from runtime.terminal import CommandFailed, run_with_database

@@ -19,8 +19,6 @@ from runtime.operations import (
 
 Letter = Mapping[str, Any]
 
-TRANSACTION_SECONDS = 10.0
-
 #: So many are discarded in one transaction.
 DISCARD_COUNT = 500
 
@@ -203,7 +201,7 @@ async def _discard_some(
         await database[OPERATION_ITEMS].insert_many(items, session=session)
         return results
 
-    return await in_transaction(database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+    return await in_transaction(database.client, write)
 
 
 def noted(decision: Decision, asked: Mapping[str, Any]) -> dict[str, Any]:

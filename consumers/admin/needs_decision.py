@@ -32,8 +32,6 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
 from runtime.operations import NothingToDo, Operator, record_done
 
-TRANSACTION_SECONDS = 10.0
-
 UNDECIDED = {"deliveries.state": DeliveryState.NEEDS_DECISION.value}
 
 
@@ -149,4 +147,4 @@ class Unknowns:
         )
 
     async def _in_transaction(self, write: Any) -> None:
-        await in_transaction(self._database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+        await in_transaction(self._database.client, write)

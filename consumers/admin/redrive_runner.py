@@ -34,16 +34,14 @@ from consumers.admin import redrive_job
 from consumers.admin.dead_letters import noted
 from consumers.admin.pace import Pace
 from consumers.admin.redrive_job import Held, Places, State
-from consumers.database import insist, server_time
+from consumers.database import server_time
 from consumers.delivery.updates import change, given
 from outbox.collection import OUTBOX
-from runtime.mongo import Database, Session, in_transaction
+from runtime.mongo import Database, Session, in_transaction, retry_while_unavailable
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.shutdown import Stop
 
 Item = Mapping[str, Any]
-
-TRANSACTION_SECONDS = 10.0
 
 #: So many may be without an outcome: whoever answers nothing gets no more.
 UNANSWERED_LIMIT = 100
@@ -244,7 +242,7 @@ class Redrive:
                     raise _Overtaken
             await self._database[OUTBOX].insert_many(events, session=session)
 
-        await in_transaction(self._database.client, write, deadline_seconds=TRANSACTION_SECONDS)
+        await in_transaction(self._database.client, write)
 
     async def _pause(self, reason: str) -> None:
         await self._database[OPERATIONS].update_one(
@@ -253,7 +251,7 @@ class Redrive:
         )
 
     async def _insist(self, action: Any) -> Any:
-        return await insist(action, self._stop)
+        return await retry_while_unavailable(action, self._stop)
 
 
 class _Overtaken(Exception):

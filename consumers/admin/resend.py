@@ -20,10 +20,10 @@ from assistance.collection import ASSISTANCES
 from assistance.delivery import Delivery, DeliveryState, is_open
 from assistance.request import Request
 from consumers.admin.pace import Pace
-from consumers.database import insist, server_time
+from consumers.database import server_time
 from consumers.delivery.hints import Hints, Owed, Step
 from consumers.delivery.updates import NOW
-from runtime.mongo import Database
+from runtime.mongo import Database, retry_while_unavailable
 from runtime.operations import OPERATIONS, NothingToDo, Operator, operation
 from runtime.shutdown import Stop
 
@@ -95,11 +95,11 @@ async def resend(
     answers: Counter[str] = Counter()
     pace = Pace(wanted.rate_per_second)
     try:
-        ids = await insist(partial(_open_ids, database), stop)
+        ids = await retry_while_unavailable(partial(_open_ids, database), stop)
         for start in range(0, len(ids), PART_COUNT):
             part = ids[start : start + PART_COUNT]
             look = partial(_look, database, part, wanted)
-            for request, undecided in await insist(look, stop):
+            for request, undecided in await retry_while_unavailable(look, stop):
                 answers += Counter(answer.value for answer in undecided.values() if answer)
                 to_send = [name for name, answer in undecided.items() if answer is None]
                 while not stop.requested and not pace.take(1):
@@ -163,8 +163,8 @@ async def _send(
     for delivery in request["deliveries"]:
         if delivery["destination"] in destinations:
             owed = Owed(request["_id"], version, delivery, Step.SEND, request.get("trace"))
-            now = await insist(partial(server_time, database), stop)
-            sent = await insist(partial(hints.send, owed, now), stop)
+            now = await retry_while_unavailable(partial(server_time, database), stop)
+            sent = await retry_while_unavailable(partial(hints.send, owed, now), stop)
             version += sent is not None
             answers[(Answer.SENT if sent else Answer.OVERTAKEN).value] += 1
     return answers

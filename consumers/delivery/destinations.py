@@ -23,8 +23,6 @@ from runtime.operations import Operator, record_done
 #: A worker whose probe takes longer renews its right, which it does about once a second.
 PROBE_SECONDS = 10.0
 
-TRANSACTION_SECONDS = 10.0
-
 _CLOSED: Mapping[str, Any] = {
     "state": BreakerState.CLOSED.value,
     "openings": 0,
@@ -232,9 +230,7 @@ class Destinations:
         )
 
     async def _in_transaction(self, write: Callable[[Session], Awaitable[bool]]) -> bool:
-        return await in_transaction(
-            self._database.client, write, deadline_seconds=TRANSACTION_SECONDS
-        )
+        return await in_transaction(self._database.client, write)
 
 
 def _seen(found: dict[str, Any]) -> Seen:

@@ -30,9 +30,9 @@ from assistance.breaker import (
     react,
 )
 from assistance.verdict import Later, Verdict
-from consumers.database import insist
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.subscriber import PREFETCH_RATIO, Flow, error_location
+from runtime.mongo import retry_while_unavailable
 from runtime.shutdown import Stop
 
 POLL_SECONDS = 1.0
@@ -159,7 +159,7 @@ class Gate:
                 if self._state is not BreakerState.SUSPENDED:
                     rounded = round(wait_seconds, 1)
                     self._enter(BreakerState.OPEN, 0, reason=reason, wait_seconds=rounded)
-                await insist(
+                await retry_while_unavailable(
                     lambda: self._destinations.open(
                         self._destination, reason, wait_seconds, probe_by=probe_by
                     )
@@ -167,9 +167,11 @@ class Gate:
             case Suspend(reason):
                 logger.error("destination.disabled", destination=self._destination, reason=reason)
                 self._enter(BreakerState.SUSPENDED, 0, reason=reason)
-                await insist(lambda: self._destinations.suspend_as_asked(self._destination, reason))
+                await retry_while_unavailable(
+                    lambda: self._destinations.suspend_as_asked(self._destination, reason)
+                )
             case Close():
-                closed = await insist(
+                closed = await retry_while_unavailable(
                     lambda: self._destinations.close(self._destination, probe_by=self._worker)
                 )
                 if closed and self._state is BreakerState.HALF_OPEN:

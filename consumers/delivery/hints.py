@@ -28,8 +28,6 @@ from outbox.collection import OUTBOX
 from outbox.state import State
 from runtime.mongo import Database, Session, in_transaction
 
-TRANSACTION_SECONDS = 10.0
-
 #: A dead letter proves that the newest hint is lost, so its patience is cut short; doubled with
 #: each hint since the last attempt, so that a worker that crashes on and on makes no storm.
 GIVEN_BACK_SECONDS = 5.0
@@ -139,9 +137,7 @@ class Hints:
                 await self._outbox.insert_one(hint, session=session)
             return bool(answer.matched_count)
 
-        sent = await in_transaction(
-            self._database.client, write, deadline_seconds=TRANSACTION_SECONDS
-        )
+        sent = await in_transaction(self._database.client, write)
         return str(hint["_id"]) if sent else None
 
     async def postpone(self, owed: Owed) -> bool:

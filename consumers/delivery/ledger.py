@@ -39,8 +39,6 @@ from consumers.delivery.updates import CLAIMABLE, NOW, change, given, some_deliv
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
 
-TRANSACTION_SECONDS = 10.0
-
 #: What is known of an attempt whose worker died: nothing.
 WORKER_LOST = Unknown("worker_lost")
 
@@ -278,9 +276,7 @@ class Ledger:
                 )
             return True
 
-        return await in_transaction(
-            self._database.client, write, deadline_seconds=TRANSACTION_SECONDS
-        )
+        return await in_transaction(self._database.client, write)
 
     async def _is_recorded(self, claim: Claim) -> bool:
         """Whether it was this very claim that ended already: its answer had been lost."""

@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Callable
 
 from consumers.channels import DeliveryChannel
-from consumers.database import GivenUp, insist
 from consumers.delivery.destinations import Destinations
 from consumers.settings import DestinationSettings
+from runtime.mongo import GivenUp, retry_while_unavailable
 from runtime.shutdown import Stop
 
 
@@ -56,7 +56,7 @@ class RateLimiter:
         if not still_wanted():
             return False
         interval_seconds = 1 / self._rate_per_second
-        wait_seconds = await insist(
+        wait_seconds = await retry_while_unavailable(
             lambda: self._destinations.next_slot(self._destination, interval_seconds),
             self._stop,
         )

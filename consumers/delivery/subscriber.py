@@ -16,7 +16,7 @@ from time import monotonic
 
 from loguru import logger
 
-from consumers.database import GivenUp
+from runtime.mongo import GivenUp
 from runtime.rabbit import AmqpChannel, AmqpMessage, BrokerError, BrokerGone, BrokerRefused, connect
 from runtime.retry import growing_delays
 from runtime.settings import RabbitSettings

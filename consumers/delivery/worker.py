@@ -23,7 +23,7 @@ from assistance.events import read_hint
 from assistance.verdict import Later, Unknown, Verdict
 from consumers import topology
 from consumers.channels import DeliveryChannel, OutboundMessage
-from consumers.database import GivenUp, insist, open_database
+from consumers.database import open_database
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.gate import Admission, Gate, as_recorded
 from consumers.delivery.hints import Hints
@@ -42,7 +42,7 @@ from consumers.delivery.rate_limiter import RateLimiter, rate_per_second
 from consumers.delivery.subscriber import NotNow, Subscriber, Subscription, error_location
 from consumers.settings import FIRST_PAUSE_SECONDS, DestinationSettings, WorkerSettings
 from outbox.errors import UndecodableBody
-from runtime.mongo import new_owner
+from runtime.mongo import GivenUp, new_owner, retry_while_unavailable
 from runtime.monitoring import monitored
 from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.retry import growing_delays
@@ -124,7 +124,7 @@ class Worker:
         """A hint without a due delivery reserves no slot. Raises NotNow when the flow changed."""
         if not self._rate_limiter.is_limited:
             return
-        due = await insist(
+        due = await retry_while_unavailable(
             lambda: self._ledger.may_be_claimed(hint.request_id, hint.destination), self._stop
         )
         still_wanted = partial(self._gate.holds, admission)
@@ -140,7 +140,7 @@ class Worker:
                 await self._hints.spend(hint.request_id, hint.destination, hint.event_id)
             return claim
 
-        claim = await insist(try_to_claim, self._stop)
+        claim = await retry_while_unavailable(try_to_claim, self._stop)
         if isinstance(claim, Claim):
             return claim
         level = "WARNING" if claim.reason is Refusal.UNKNOWN_REQUEST else "DEBUG"
@@ -213,7 +213,9 @@ class Worker:
             else None
         )
         verdict = as_recorded(outcome.verdict, reaction, admission)
-        written = await insist(lambda: self._ledger.record(claim, verdict, outcome.calls))
+        written = await retry_while_unavailable(
+            lambda: self._ledger.record(claim, verdict, outcome.calls)
+        )
         self._report(claim, outcome, written)
         await self._gate.follow(reaction, admission)
 

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from assistance.collection import DEAD_LETTERS
 from assistance.events import read_hint
 from assistance.redrive import FROM_BROKER, Decision
-from consumers.database import insist, open_database
+from consumers.database import open_database
 from consumers.delivery.hints import Hints
 from consumers.delivery.metrics import letters_stored
 from consumers.delivery.subscriber import Subscriber, Subscription
@@ -25,7 +25,7 @@ from consumers.delivery.updates import NOW, given
 from consumers.settings import DeadLetterSettings
 from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
 from outbox.errors import UndecodableBody
-from runtime.mongo import Database
+from runtime.mongo import Database, retry_while_unavailable
 from runtime.monitoring import monitored
 from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.shutdown import Stop
@@ -89,8 +89,8 @@ class DeadLetters:
 
     async def handle(self, message: AmqpMessage, channel: AmqpChannel) -> None:
         letter = read_letter(message)
-        decision = await insist(lambda: self._decide(letter))
-        await insist(lambda: self._store(letter, decision))
+        decision = await retry_while_unavailable(lambda: self._decide(letter))
+        await retry_while_unavailable(lambda: self._store(letter, decision))
         channel.ack(message)
         self._stored.labels(decision.value).inc()
         logger.warning(

@@ -14,13 +14,13 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 
 from assistance.breaker import BreakerState, breaker_state
 from assistance.delivery import DeliveryState
-from consumers.database import TRY_SECONDS, insist, open_database, server_time
+from consumers.database import open_database, server_time
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.hints import Hints, Owed, Step
 from consumers.delivery.metrics import deliveries_seen_to, watch_destinations
 from consumers.maintenance.overdue import show_overdue
 from consumers.settings import ReconcilerSettings
-from runtime.mongo import Database, is_transient
+from runtime.mongo import TRY_SECONDS, Database, is_transient, retry_while_unavailable
 from runtime.monitoring import monitored
 from runtime.shutdown import Stop
 
@@ -119,5 +119,5 @@ async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
         show_overdue(monitor, database, settings.target_seconds)
         reconciler = Reconciler(database, stop)
         while not stop.requested:
-            seen_to.inc(await insist(reconciler.run_once, stop, try_seconds=None))
+            seen_to.inc(await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None))
             await stop.rest(settings.reconciler_interval_seconds)

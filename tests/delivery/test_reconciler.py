@@ -11,12 +11,11 @@ import pytest
 from assistance.collection import ASSISTANCES, ASSISTANCES_INDEXES
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later
-from consumers.database import insist
 from consumers.delivery.hints import Hints
 from consumers.delivery.ledger import Claim, Ledger, Recorded, Refusal, Refused
 from consumers.maintenance.reconciler import PASS_LIMIT, Reconciler
 from outbox.collection import OUTBOX
-from runtime.mongo import Database, close, ensure_collection, open_client
+from runtime.mongo import Database, close, ensure_collection, open_client, retry_while_unavailable
 from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
 from tests.conftest import RunProcess
@@ -239,7 +238,7 @@ async def test_a_server_that_has_yet_to_find_its_keys_is_waited_for(
     deliveries.client.admin.command(
         {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": refusal}
     )
-    assert await insist(reconciler.run_once) == 1
+    assert await retry_while_unavailable(reconciler.run_once) == 1
 
 
 def test_the_reconciler_runs_until_it_is_asked_to_stop(

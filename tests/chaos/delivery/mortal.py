@@ -152,14 +152,14 @@ def make_mortal(life: Life) -> None:
         life.comes_to(Point.RECORDED, claimed.request_id)
 
     async def in_mortal_transaction(
-        client: Client, write: Callable[[Session], Awaitable[Result]], *, deadline_seconds: float
+        client: Client, write: Callable[[Session], Awaitable[Result]]
     ) -> Result:
         async def writing(session: Session) -> Result:
             result = await write(session)
             life.comes_to(Point.RECORDING, recording.get())
             return result
 
-        written: Result = await in_transaction(client, writing, deadline_seconds=deadline_seconds)
+        written: Result = await in_transaction(client, writing)
         return written
 
     patched.handle, patched._claim, patched._call = handling, claiming, calling

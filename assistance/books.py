@@ -1,24 +1,23 @@
 """
-The books: accepted = succeeded + failed + waiting, each waiting one with its reason, and nothing
-that does not add up.
+The books: accepted = succeeded + failed + waiting, with a reason for each waiting request, and a
+list of those that do not add up.
 
-A request is held against itself and against its events in the outbox. What is published is removed
-in time, so an event may be missing once it is old enough; until then it must be there.
+A request must agree with itself and with its events in the outbox. Published events are removed
+after a retention time, so an event may be missing once it is old enough, but not before.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from itertools import chain
 from typing import Any
 
 from assistance import events
-from assistance.delivery import Delivery, DeliveryState, is_open, next_look_at
+from assistance.delivery import is_open
 from assistance.request import Request, Status, next_due_at, status_of
+from assistance.waiting import OVERDUE_AFTER_SECONDS, Reason, why_waiting
 from outbox.collection import PUBLISHED_RETENTION_DAYS
-from outbox.state import State
 
 #: Events in the outbox that belong to a request; other writers may use the same outbox.
 EVENT_TYPES = (
@@ -36,76 +35,11 @@ _STATUS_OF_FACT = {
     events.FAILED: Status.FAILED,
 }
 
-#: The clocks that wrote a request's dates and its events' may differ by this much.
+#: The clocks that dated a request and its events may differ by this much.
 CLOCK_SLACK = timedelta(hours=1)
 
-#: The reconciler looks every few seconds; who waits this long beyond his date was overlooked.
-OVERDUE_AFTER_SECONDS = 300.0
-
-#: A list of thousands helps nobody; the count is exact all the same.
+#: How many unexplained requests are listed; all of them are counted.
 LISTED_LIMIT = 20
-
-
-class Reason(StrEnum):
-    """Why a delivery waits; the most worrying first."""
-
-    NONE = "no reason"
-    OVERDUE = "overdue"
-    PARKED = "hint parked"
-    DISCARDED = "hint discarded"
-    HELD = "hint held"
-    TO_BE_PUBLISHED = "hint to be published"
-    CLAIM_EXPIRED = "claim expired"
-    DUE = "due"
-    NEEDS_DECISION = "needs a decision"
-    PAUSED = "destination paused or down"
-    DUE_LATER = "due later"
-    IN_FLIGHT = "in flight"
-    QUEUED = "queued"
-
-
-_REASON_OF_HINT_STATE = {
-    None: Reason.TO_BE_PUBLISHED,
-    State.PENDING.value: Reason.TO_BE_PUBLISHED,
-    State.HELD.value: Reason.HELD,
-    State.PARKED.value: Reason.PARKED,
-    State.DISCARDED.value: Reason.DISCARDED,
-}
-
-
-def why_waiting(
-    delivery: Delivery,
-    hint: Mapping[str, Any] | None,
-    *,
-    now: datetime,
-    overdue_after_seconds: float = OVERDUE_AFTER_SECONDS,
-    resting: Collection[str] = (),
-) -> Reason | None:
-    """
-    Where an open delivery stands; None for one that is closed.
-
-    hint: the outbox document of its newest hint, or None where that has been removed.
-    resting: the destinations that are paused or down: what waits for them is seen to by nobody.
-    """
-    if delivery["state"] == DeliveryState.NEEDS_DECISION:
-        return Reason.NEEDS_DECISION
-    look_at = next_look_at(delivery)
-    if look_at is None:
-        return None
-    lease_until = delivery["lease_until"]
-    if lease_until is not None and lease_until > now:
-        return Reason.IN_FLIGHT
-    if hint is not None and hint.get("state") != State.PUBLISHED:
-        return _REASON_OF_HINT_STATE[hint.get("state")]
-    if delivery["destination"] in resting:
-        return Reason.PAUSED
-    if now > look_at + timedelta(seconds=overdue_after_seconds):
-        return Reason.OVERDUE
-    if lease_until is not None:
-        return Reason.CLAIM_EXPIRED
-    if delivery["due_at"] > now:
-        return Reason.DUE_LATER
-    return Reason.QUEUED if look_at > now else Reason.DUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +47,8 @@ class Place:
     """
     A request's place in the books.
 
-    reason: the most worrying one of its open deliveries; None when it is closed.
-    discrepancies: what does not add up, a sentence each; none in a sound system.
+    reason: the most worrying reason of its open deliveries; None if it is closed.
+    discrepancies: what does not add up, one sentence each; none in a sound system.
     """
 
     status: Status
@@ -128,11 +62,11 @@ def place_of(
     *,
     now: datetime,
     overdue_after_seconds: float = OVERDUE_AFTER_SECONDS,
-    resting: Collection[str] = (),
+    not_accepting: Collection[str] = (),
 ) -> Place:
     """
-    outbox_documents: all of this request's; `_id`, `type`, `seq` and `state` are looked at.
-    resting: the destinations that are paused or down.
+    outbox_documents: all events of this request; `_id`, `type`, `seq` and `state` are read.
+    not_accepting: the destinations that are suspended or whose circuit breaker is open.
     """
     hints = events_by_id(outbox_documents)
     reasons = [
@@ -144,7 +78,7 @@ def place_of(
                 hints.get(delivery["hint_event"]),
                 now=now,
                 overdue_after_seconds=overdue_after_seconds,
-                resting=resting,
+                not_accepting=not_accepting,
             )
         )
     ]
@@ -153,15 +87,15 @@ def place_of(
         reason=min(reasons, key=list(Reason).index, default=None),
         discrepancies=tuple(
             chain(
-                _against_itself(request),
-                _against_its_events(request, outbox_documents, now=now),
+                _contradictions_in(request),
+                _contradictions_with_events(request, outbox_documents, now=now),
             )
         ),
     )
 
 
 def seq_of(document: Mapping[str, Any]) -> int | None:
-    """Its number among the request's events; None where a foreign hand wrote none that counts."""
+    """Its number among the request's events; None if another application wrote an invalid one."""
     seq = document.get("seq")
     if isinstance(seq, bool) or not isinstance(seq, int):
         return None
@@ -169,7 +103,7 @@ def seq_of(document: Mapping[str, Any]) -> int | None:
 
 
 def events_by_id(outbox_documents: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Ours have text for an id; a foreign one may be of any type."""
+    """Our IDs are strings; the ID of another application's event may have any type."""
     return {
         document["_id"]: document
         for document in outbox_documents
@@ -177,45 +111,47 @@ def events_by_id(outbox_documents: Iterable[Mapping[str, Any]]) -> dict[str, Map
     }
 
 
-def _against_itself(request: Request) -> Iterator[str]:
+def _contradictions_in(request: Request) -> Iterator[str]:
     states = [delivery["state"] for delivery in request["deliveries"]]
     expected = status_of(states)
     if request["status"] != expected:
-        yield f"it is {request['status']}, its deliveries ({', '.join(states)}) say {expected}"
+        given = ", ".join(states)
+        yield f"it is {request['status']}, but its deliveries ({given}) imply {expected}"
     look_at = next_due_at(request["deliveries"])
     if request["next_due_at"] != look_at:
         yield (
-            f"next_due_at is {_date(request['next_due_at'])}, its deliveries say {_date(look_at)}"
+            f"next_due_at is {_date(request['next_due_at'])}, "
+            f"but its deliveries imply {_date(look_at)}"
         )
 
 
-def _against_its_events(
+def _contradictions_with_events(
     request: Request, outbox_documents: Sequence[Mapping[str, Any]], *, now: datetime
 ) -> Iterator[str]:
-    oldest_to_be_there = now - timedelta(days=PUBLISHED_RETENTION_DAYS) + CLOCK_SLACK
+    oldest_expected = now - timedelta(days=PUBLISHED_RETENTION_DAYS) + CLOCK_SLACK
 
     numbered = {seq: document for document in outbox_documents if (seq := seq_of(document))}
-    strangers = [document for document in outbox_documents if seq_of(document) is None]
-    if strangers:
-        types = ", ".join(sorted({document["type"] for document in strangers}))
+    foreign = [document for document in outbox_documents if seq_of(document) is None]
+    if foreign:
+        types = ", ".join(sorted({document["type"] for document in foreign}))
         yield (
-            f"{len(strangers)} of its events have no number in `seq`, "
-            f"so a foreign hand wrote them: {types}"
+            f"{len(foreign)} of its events have no valid `seq`, "
+            f"so another application wrote them: {types}"
         )
 
     facts = [seq for seq, document in numbered.items() if document["type"] in _STATUS_OF_FACT]
     newest = numbered[max(facts)] if facts else None
-    told = None if newest is None else _STATUS_OF_FACT[newest["type"]]
-    if told != request["status"] and request["updated_at"] > oldest_to_be_there:
-        yield f"it is {request['status']}, but its newest fact in the outbox tells {told}"
+    status = None if newest is None else _STATUS_OF_FACT[newest["type"]]
+    if status != request["status"] and request["updated_at"] > oldest_expected:
+        yield f"it is {request['status']}, but its newest fact in the outbox is {status}"
 
-    if request["created_at"] <= oldest_to_be_there:
+    if request["created_at"] <= oldest_expected:
         return
     found = sorted(filter(None, map(seq_of, outbox_documents)))
     if found != list(range(1, request["version"] + 1)):
         yield (
             f"it has appended {request['version']} events, "
-            f"but those in the outbox are number {', '.join(map(str, found)) or 'none'}"
+            f"but the outbox holds numbers {', '.join(map(str, found)) or 'none'}"
         )
     ids = events_by_id(outbox_documents)
     for delivery in request["deliveries"]:
@@ -239,9 +175,9 @@ class Unexplained:
 @dataclass(slots=True)
 class Books:
     """
-    waiting: how many requests wait for which reason.
-    unexplained: how many do not add up; each stands in the column of its status as well.
-    listed: the first of these, at most twenty.
+    waiting: the number of waiting requests per reason.
+    unexplained: the number of requests that do not add up; each also counts under its status.
+    listed: the first 20 of these.
     """
 
     succeeded: int = 0
@@ -259,9 +195,9 @@ class Books:
             case Status.ACCEPTED:
                 self.waiting[place.reason or Reason.NONE] += 1
         if place.discrepancies:
-            self.doubt(request_id, place.discrepancies)
+            self.add_unexplained(request_id, place.discrepancies)
 
-    def doubt(self, request_id: str, why: tuple[str, ...]) -> None:
+    def add_unexplained(self, request_id: str, why: tuple[str, ...]) -> None:
         self.unexplained += 1
         if len(self.listed) < LISTED_LIMIT:
             self.listed.append(Unexplained(request_id, why))
@@ -272,7 +208,7 @@ class Books:
 
     @property
     def overdue(self) -> int:
-        """How many wait though nobody has seen to them; the reconciler may be dead."""
+        """Requests that the reconciler should have handled by now; it may not be running."""
         return self.waiting[Reason.OVERDUE] + self.waiting[Reason.NONE]
 
     @property

@@ -1,13 +1,13 @@
 """
-Redrive: an operator opens a failed delivery again.
+The rules of a redrive, in which an operator reopens failed deliveries.
 
-    why_skipped   whether it may be opened, and why not
+    why_skipped   whether a delivery may be reopened, and why not
     reopen        what one transaction writes
-    outcome_of    what has come of it since
+    outcome_of    its result so far
 
-Only a delivery that is `failed` is opened, and by whoever is first. It keeps its idempotency key,
-so that a third party that has the message after all can tell; it keeps its attempts, but none of
-them counts any more; its fence rises.
+Only a `failed` delivery is reopened, and only once. It keeps its idempotency key, so that a third
+party that did get the message can recognise it. It keeps its attempts, but none of them counts any
+more. Its fence grows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from assistance import events
+from assistance.dead_letter import FROM_DELIVERY, DeadLetter, Decision
 from assistance.delivery import (
     HINT_PATIENCE_SECONDS,
     Delivery,
@@ -25,49 +26,31 @@ from assistance.delivery import (
 from assistance.request import Request, Status, delivery_to, event_context, status_of
 
 
-class Decision(StrEnum):
-    """What became of a dead letter. Where it is missing, nobody has decided yet."""
-
-    PARKED = "parked"
-    GIVEN_BACK = "given_back"
-    NOTHING_OWED = "nothing_owed"
-    REDRIVEN = "redriven"
-    DISCARDED = "discarded"
-
-
-#: Those that wait for a person; None is a failed delivery's.
-UNDECIDED: tuple[str | None, ...] = (None, Decision.PARKED.value)
-
-#: Where a letter comes from: the ledger's record of a failed delivery, or the broker.
-FROM_DELIVERY = "delivery"
-FROM_BROKER = "message"
-
-
 class Skip(StrEnum):
-    """Why a letter is not redriven, in an operator's words."""
+    """Why a letter is not redriven, as shown to operators."""
 
-    NO_DELIVERY = "a message, not a failed delivery: there is nothing to send"
+    NO_DELIVERY = "a message, not a failed delivery: nothing to send"
     DISCARDED = "discarded"
-    REDRIVEN = "redriven already, and not failed since"
-    NO_REQUEST = "its request is not there"
-    NOT_FAILED = "its delivery is not failed any more"
-    NOT_CONFIGURED = "its destination is not configured any more"
-    RESTING = "its destination is paused or down"
+    REDRIVEN = "already redriven and not failed since"
+    NO_REQUEST = "its request does not exist"
+    NOT_FAILED = "its delivery is no longer failed"
+    NOT_CONFIGURED = "its destination is no longer configured"
+    NOT_ACCEPTING = "its destination is suspended or its breaker is open"
     CANCELLED = "the redrive was cancelled"
-    NO_LETTER = "there is no such letter"
 
 
 def why_skipped(
-    letter: Mapping[str, Any],
+    letter: DeadLetter,
     request: Request | None,
     *,
     configured: Collection[str],
-    resting: Collection[str],
+    not_accepting: Collection[str],
 ) -> Skip | None:
     """
-    None when it may be opened.
+    None if it may be reopened.
 
-    configured: the names of all destinations; resting: those that are paused or down.
+    configured: the names of all destinations; not_accepting: those that are suspended or whose
+    circuit breaker is open.
     """
     if letter["origin"] != FROM_DELIVERY:
         return Skip.NO_DELIVERY
@@ -76,25 +59,26 @@ def why_skipped(
             return Skip.DISCARDED
         case Decision.REDRIVEN:
             return Skip.REDRIVEN
-    delivery = delivery_to(request, letter["destination"]) if request else None
+    destination = letter["destination"]
+    delivery = delivery_to(request, destination) if request and destination else None
     if delivery is None:
         return Skip.NO_REQUEST
     if delivery["state"] != DeliveryState.FAILED:
         return Skip.NOT_FAILED
-    if letter["destination"] not in configured:
+    if destination not in configured:
         return Skip.NOT_CONFIGURED
-    if letter["destination"] in resting:
-        return Skip.RESTING
+    if destination in not_accepting:
+        return Skip.NOT_ACCEPTING
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Reopening:
     """
-    What one transaction writes, for the request as it was read: all of it or nothing.
+    What one transaction writes, given the request as it was read: all of it or nothing.
 
-    delivery_fields: the changed ones of the delivery; request_fields: those of the request, its
-    `next_due_at` aside.
+    delivery_fields: the changed fields of the delivery; request_fields: those of the request,
+    except `next_due_at`.
     """
 
     delivery_fields: Mapping[str, Any]
@@ -109,8 +93,8 @@ class Reopening:
 
 def reopen(request: Request, delivery: Delivery, *, redrive_id: str, now: datetime) -> Reopening:
     """
-    The delivery waits again, due at once. A failed request is accepted again, which is a fact; one
-    of which another delivery is open was accepted all the while.
+    The delivery waits again and is due at once. A failed request becomes accepted again, which is
+    a fact; a request with another open delivery has been accepted all along.
     """
     states = [
         DeliveryState.WAITING.value if each is delivery else each["state"]
@@ -146,7 +130,7 @@ def reopen(request: Request, delivery: Delivery, *, redrive_id: str, now: dateti
 
 class ItemState(StrEnum):
     """
-    A letter's way through a redrive.
+    The states of a letter in a redrive.
 
         planned ─> sent ─> succeeded
            │        │ │        ^
@@ -154,7 +138,7 @@ class ItemState(StrEnum):
            v        v              v
         skipped    failed_again <──┘
 
-    `retrying`: tried since, without success, and to be tried again by its schedule.
+    `retrying`: tried since, without success; the next attempt follows its schedule.
     """
 
     PLANNED = "planned"
@@ -165,14 +149,15 @@ class ItemState(StrEnum):
     FAILED_AGAIN = "failed_again"
 
 
-#: What the ledger may still change.
+#: States that may still change.
 UNFINISHED = (ItemState.SENT.value, ItemState.RETRYING.value)
 
 
 def outcome_of(delivery: Delivery, *, redrive_id: str, attempts_before: int) -> ItemState:
-    """What has come of a delivery that was opened when it had so many attempts."""
+    """The result so far of a delivery that had `attempts_before` attempts when it was reopened."""
     if delivery.get("redriven_by") != redrive_id:
-        return ItemState.FAILED_AGAIN  # or it could not have been opened once more
+        # only a failed delivery can have been reopened by another redrive
+        return ItemState.FAILED_AGAIN
     match delivery["state"]:
         case DeliveryState.SUCCEEDED:
             return ItemState.SUCCEEDED
@@ -183,15 +168,15 @@ def outcome_of(delivery: Delivery, *, redrive_id: str, attempts_before: int) -> 
     return ItemState.RETRYING if tried else ItemState.SENT
 
 
-#: A redrive looks at so many outcomes back, and at no fewer than so many, before it judges.
+#: How many of the newest outcomes a redrive is judged by, and how many it takes to judge at all.
 JUDGED_COUNT = 20
-JUDGED_LEAST_COUNT = 10
+MIN_JUDGED_COUNT = 10
 
 
 def failures_return(outcomes: Sequence[ItemState], *, share: float) -> bool:
-    """Whether so large a share of the newest outcomes are no successes. Oldest first."""
+    """Whether at least this share of the newest outcomes are failures. outcomes: oldest first."""
     newest = outcomes[-JUDGED_COUNT:]
-    if len(newest) < JUDGED_LEAST_COUNT:
+    if len(newest) < MIN_JUDGED_COUNT:
         return False
     failures = sum(outcome is not ItemState.SUCCEEDED for outcome in newest)
     return failures >= share * len(newest)

@@ -9,7 +9,7 @@ import typer
 from loguru import logger
 from rich.console import Console
 
-from assistance.books import OVERDUE_AFTER_SECONDS
+from assistance.waiting import OVERDUE_AFTER_SECONDS
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
 from runtime.settings import MongoSettings, load_settings

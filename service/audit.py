@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from assistance.books import EVENT_TYPES, OVERDUE_AFTER_SECONDS, Books, Reason, place_of
+from assistance.books import EVENT_TYPES, Books, place_of
 from assistance.breaker import DestinationState, accepts_calls
 from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.request import Request
+from assistance.waiting import OVERDUE_AFTER_SECONDS, Reason
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, snapshot_session
 
@@ -31,7 +32,7 @@ async def balance(
     now = datetime.now(UTC)
     # outside the snapshot, which cannot read a collection created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
-    resting = {state["_id"] for state in states if not accepts_calls(state)}
+    not_accepting = {state["_id"] for state in states if not accepts_calls(state)}
     async with snapshot_session(database.client) as session:
         requests = database[ASSISTANCES].find(
             {}, {"topic": False, "description": False}, sort=[("_id", 1)], session=session
@@ -44,14 +45,14 @@ async def balance(
         )
         async for request_id, request, its_events in _side_by_side(requests, events):
             if request is None:
-                books.doubt(request_id, (ORPHANED,))
+                books.add_unexplained(request_id, (ORPHANED,))
                 continue
             place = place_of(
                 request,
                 its_events,
                 now=now,
                 overdue_after_seconds=overdue_after_seconds,
-                resting=resting,
+                not_accepting=not_accepting,
             )
             books.enter(request_id, place)
     return books

@@ -7,9 +7,10 @@ from itertools import chain
 from typing import Any
 
 from assistance import events
-from assistance.books import EVENT_TYPES, Reason, events_by_id, seq_of, why_waiting
+from assistance.books import EVENT_TYPES, events_by_id, seq_of
 from assistance.delivery import Delivery, next_look_at
 from assistance.request import Request
+from assistance.waiting import Reason, why_waiting
 from outbox.state import State
 
 
@@ -117,7 +118,7 @@ def _next(
 
 _WITHOUT_A_DATE = {
     Reason.TO_BE_PUBLISHED: "the relay publishes it",
-    Reason.PAUSED: "it goes on as soon as its destination does",
+    Reason.NOT_ACCEPTING: "it goes on as soon as its destination does",
     Reason.NEEDS_DECISION: "nobody knows whether it arrived, and a person says what follows",
 }
 
@@ -137,7 +138,7 @@ def _what_comes(
             return look_at, "the reconciler wakes a worker"
         case Reason.CLAIM_EXPIRED:
             return look_at, "its worker is gone, and the reconciler wakes another"
-        case Reason.TO_BE_PUBLISHED | Reason.PAUSED | Reason.NEEDS_DECISION:
+        case Reason.TO_BE_PUBLISHED | Reason.NOT_ACCEPTING | Reason.NEEDS_DECISION:
             return None, _WITHOUT_A_DATE[reason]
         case Reason.HELD:
             return hint.get("retry_at"), f"the relay tries it again ({hint.get('reason')})"

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from assistance.books import why_waiting
 from assistance.delivery import is_open
+from assistance.waiting import why_waiting
 from consumers.admin.cli import with_database
 from consumers.admin.resend import Wanted
 from consumers.admin.resend import resend as send_again
@@ -72,7 +72,7 @@ def overdue(
                 "age_seconds": round(one.age_seconds),
                 "destination": delivery["destination"],
                 "waits": why_waiting(
-                    delivery, one.hints.get(delivery["hint_event"]), now=now, resting=resting
+                    delivery, one.hints.get(delivery["hint_event"]), now=now, not_accepting=resting
                 ),
                 "attempts": len(delivery["attempts"]),
             }

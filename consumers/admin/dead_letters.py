@@ -1,4 +1,4 @@
-"""Dead letters as a person meets them: by group, by filter, one by one; and given up for good."""
+"""Dead letters as operators handle them: listed by group or filter, and discarded."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from assistance.collection import DEAD_LETTERS
-from assistance.redrive import FROM_DELIVERY, UNDECIDED, Decision
+from assistance.dead_letter import (
+    FINAL,
+    FROM_DELIVERY,
+    UNDECIDED,
+    DeadLetter,
+    Decision,
+    DecisionRecord,
+)
 from runtime.mongo import Database, Session, aggregate, in_transaction
 from runtime.operations import (
     OPERATION_ITEMS,
@@ -17,31 +24,30 @@ from runtime.operations import (
     operation,
 )
 
-Letter = Mapping[str, Any]
-
-#: So many are discarded in one transaction.
+#: Letters discarded in one transaction.
 DISCARD_COUNT = 500
 
-#: A redriven one is under way; should it fail again, it waits for a decision again.
-FINAL = [Decision.DISCARDED.value, Decision.REDRIVEN.value]
-
-#: What stands in a group's name where the letter has no such field, as garbage has no destination.
+#: Stands in a group's name for a field that the letter lacks; a garbage message has no destination.
 NOTHING = "-"
 
 
 class Group(NamedTuple):
-    """Letters with one cause. reason: the class of error, such as `permanent` or `rejected`."""
+    """Letters with the same cause. reason: the class of failure, e.g. `permanent` or `rejected`."""
 
     destination: str | None
     reason: str | None
     code: str | None
+
+    @classmethod
+    def of(cls, letter: DeadLetter) -> "Group":
+        return cls(letter["destination"], letter.get("reason"), letter.get("code"))
 
     def __str__(self) -> str:
         return "/".join(part or NOTHING for part in self)
 
 
 def parse_group(text: str) -> Group:
-    """`slack/permanent/404`. Raises ValueError, which says the form."""
+    """Parses `slack/permanent/404`. Raises ValueError, which names the expected form."""
     parts = text.split("/", 2)
     if len(parts) != len(Group._fields):
         raise ValueError("a group is DESTINATION/REASON/CODE, as `dead-letters list` shows it")
@@ -51,11 +57,11 @@ def parse_group(text: str) -> Group:
 @dataclass(frozen=True, slots=True)
 class Selection:
     """
-    Which letters are meant: all that match, of those that wait for a decision.
+    Which letters are selected: those that match, of the undecided ones.
 
-    ids: of letters, or of requests; these are meant whatever was decided about them.
-    since, until: when they were last seen.
-    decided: those with a decision too.
+    ids: of letters or of requests; selected whatever was decided about them.
+    since, until: when a letter was last seen.
+    decided: whether decided letters are selected too.
     """
 
     ids: tuple[str, ...] = ()
@@ -72,7 +78,7 @@ class Selection:
         return not self.as_document()
 
     def as_document(self) -> dict[str, Any]:
-        """What was asked for, to be kept with what was done."""
+        """The selection as it is recorded with the operation."""
         given = {name: value for name, value in asdict(self).items() if value}
         if self.group is not None:
             given["group"] = str(self.group)
@@ -106,7 +112,7 @@ class GroupOfLetters:
 
 
 async def groups(database: Database, selection: Selection) -> list[GroupOfLetters]:
-    """The largest first; `sample` is the letter that was seen last."""
+    """Largest group first; `sample` is the ID of the letter seen last."""
     together = {name: f"${name}" for name in Group._fields}
     pipeline: list[dict[str, Any]] = [
         {"$match": selection.query()},
@@ -134,20 +140,20 @@ async def groups(database: Database, selection: Selection) -> list[GroupOfLetter
 
 async def letters(
     database: Database, selection: Selection, *, limit: int | None = None
-) -> list[Letter]:
+) -> list[DeadLetter]:
     """
-    Without their bodies, those that were seen first to the front.
+    Without their bodies, in the order in which they were last seen.
 
-    Raises NothingToDo, naming every id of which there is no letter.
+    Raises NothingToDo, naming every ID without a letter.
     """
     cursor = database[DEAD_LETTERS].find(
         selection.query(), {"body": False}, sort=[("last_seen_at", 1), ("_id", 1)]
     )
-    found: list[Letter] = await cursor.to_list(limit)
+    found: list[DeadLetter] = await cursor.to_list(limit)
     known = {value for letter in found for value in (letter["_id"], letter.get("request_id"))}
     missing = [id for id in selection.ids if id not in known]
     if missing and limit is None:
-        raise NothingToDo(f"no dead letter: {', '.join(missing)}; nothing was changed")
+        raise NothingToDo(f"no such dead letter: {', '.join(missing)}; nothing was changed")
     return found
 
 
@@ -155,16 +161,16 @@ async def discard(
     database: Database, selection: Selection, operator: Operator
 ) -> tuple[str, dict[str, str]]:
     """
-    Give letters up: they stay, with the decision, and are neither listed nor redriven any more.
+    Give letters up: they are kept with the decision, and no longer listed or redriven.
 
-    The operation's id, and what came of each letter. Raises NothingToDo.
+    Returns the operation's ID and the result per letter. Raises NothingToDo.
     """
     found = await letters(database, selection)
     if not found:
         raise NothingToDo("no dead letter matches; nothing was changed")
     if all(letter.get("decision") in FINAL for letter in found):
-        told = Counter(letter["decision"] for letter in found)
-        named = ", ".join(f"{decision} {count}" for decision, count in told.items())
+        decisions = Counter(letter["decision"] for letter in found)
+        named = ", ".join(f"{decision} {count}" for decision, count in decisions.items())
         raise NothingToDo(f"already decided: {named}; nothing was changed")
     asked = operation("discard_letters", operator, selection=selection.as_document())
     await database[OPERATIONS].insert_one(asked)
@@ -177,11 +183,11 @@ async def discard(
 
 
 async def _discard_some(
-    database: Database, some: Sequence[Letter], asked: Mapping[str, Any]
+    database: Database, some: Sequence[DeadLetter], asked: Mapping[str, Any]
 ) -> dict[str, str]:
     ids = {"$in": [letter["_id"] for letter in some]}
-    may_be = {"_id": ids, "decision": {"$nin": FINAL}}
-    decided = {"$set": {"decision": Decision.DISCARDED.value}, **noted(Decision.DISCARDED, asked)}
+    may_be = {"_id": ids, "decision": {"$nin": list(FINAL)}}
+    decided = decide(Decision.DISCARDED, asked)
 
     async def write(session: Session) -> dict[str, str]:
         collection = database[DEAD_LETTERS]
@@ -204,16 +210,16 @@ async def _discard_some(
     return await in_transaction(database.client, write)
 
 
-def noted(decision: Decision, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an update of a letter that adds to what was decided about it, and by whom."""
-    taken = {
+def decide(decision: Decision, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The update of a letter that sets the decision and appends it to the letter's history."""
+    record: DecisionRecord = {
         "decision": decision.value,
         "at": datetime.now(UTC),
         "who": asked["who"],
         "why": asked["why"],
         "operation": asked["_id"],
     }
-    return {"$push": {"decisions": taken}}
+    return {"$set": {"decision": decision.value}, "$push": {"decisions": record}}
 
 
 def _counted(results: Iterable[str]) -> dict[str, int]:
@@ -223,5 +229,5 @@ def _counted(results: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def _in_parts(found: Sequence[Letter], count: int) -> Iterable[Sequence[Letter]]:
+def _in_parts(found: Sequence[DeadLetter], count: int) -> Iterable[Sequence[DeadLetter]]:
     return (found[start : start + count] for start in range(0, len(found), count))

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.dead_letter import DeadLetter
 from assistance.request import Request, delivery_to
 from consumers.admin import dead_letters
 from consumers.admin.cli import with_database
-from consumers.admin.dead_letters import Letter, Selection, parse_group
+from consumers.admin.dead_letters import Selection, parse_group
 from runtime.mongo import Database
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
@@ -103,7 +104,7 @@ def _as_dict(one: dead_letters.GroupOfLetters) -> dict[str, Any]:
 def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], *, json: AsJson = False) -> None:
     """Show one letter with all that was decided, and the attempts of its delivery."""
 
-    async def read(database: Database, _stop: Stop) -> tuple[Letter | None, Request | None]:
+    async def read(database: Database, _stop: Stop) -> tuple[DeadLetter | None, Request | None]:
         letter = await database[DEAD_LETTERS].find_one({"_id": letter_id})
         request = letter and await database[ASSISTANCES].find_one(
             {"_id": letter.get("request_id")}, {"description": False}
@@ -113,7 +114,8 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], *, json: AsJso
     letter, request = with_database(load_settings(MongoSettings, "dead-letters"), read)
     if letter is None:
         sys.exit(f"there is no dead letter {letter_id!r}")
-    delivery = delivery_to(request, letter["destination"]) if request else None
+    destination = letter["destination"]
+    delivery = delivery_to(request, destination) if request and destination else None
     if json:
         print_json({"letter": letter, "delivery": delivery})
         return

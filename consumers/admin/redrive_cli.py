@@ -212,11 +212,7 @@ def _end(settings: RedriveSettings, run: Callable[[Database, Stop], Awaitable[st
 
 def _preview(planned: Sequence[Planned]) -> int:
     """Say what would be sent, and what skipped and why; how many would be sent."""
-    to_send = Counter(
-        str(Group(*(one.letter.get(name) for name in Group._fields)))
-        for one in planned
-        if one.skip is None
-    )
+    to_send = Counter(str(Group.of(one.letter)) for one in planned if one.skip is None)
     for group, count in to_send.most_common():
         typer.echo(f"send {count}: {printable(group)}")
     skipped: dict[str, list[str]] = {}

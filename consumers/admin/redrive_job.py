@@ -20,10 +20,11 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from assistance.collection import ASSISTANCES
+from assistance.dead_letter import DeadLetter
 from assistance.delivery import Delivery
 from assistance.redrive import UNFINISHED, ItemState, Skip, outcome_of, why_skipped
 from assistance.request import Request, delivery_to
-from consumers.admin.dead_letters import Letter, Selection, letters
+from consumers.admin.dead_letters import Selection, letters
 from consumers.database import server_time
 from consumers.delivery.updates import NOW
 from runtime.mongo import Database, aggregate, new_owner
@@ -65,7 +66,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    letter: Letter
+    letter: DeadLetter
     skip: Skip | None
 
 
@@ -85,7 +86,7 @@ async def plan(database: Database, selection: Selection, places: Places) -> list
                     letter,
                     requests.get(letter.get("request_id")),
                     configured=places.configured,
-                    resting=resting,
+                    not_accepting=resting,
                 ),
             )
             for letter in some

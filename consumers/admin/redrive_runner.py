@@ -20,9 +20,9 @@ from typing import Any
 from pymongo import UpdateOne
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.dead_letter import Decision
 from assistance.delivery import Delivery
 from assistance.redrive import (
-    Decision,
     ItemState,
     Reopening,
     failures_return,
@@ -31,7 +31,7 @@ from assistance.redrive import (
 )
 from assistance.request import Request, delivery_to
 from consumers.admin import redrive_job
-from consumers.admin.dead_letters import noted
+from consumers.admin.dead_letters import decide
 from consumers.admin.pace import Pace
 from consumers.admin.redrive_job import Held, Places, State
 from consumers.database import server_time
@@ -198,7 +198,7 @@ class Redrive:
                 letter,
                 request,
                 configured=self._places.configured,
-                resting=resting,
+                not_accepting=resting,
             )
             if skip is not None:
                 why = {"$set": {"state": ItemState.SKIPPED.value, "why": skip.value}}
@@ -220,10 +220,7 @@ class Redrive:
         return {document["_id"]: document async for document in found}
 
     async def _commit(self, opened: Sequence["_Opened"]) -> None:
-        decided = {
-            "$set": {"decision": Decision.REDRIVEN.value},
-            **noted(Decision.REDRIVEN, self._held.asked),
-        }
+        decided = decide(Decision.REDRIVEN, self._held.asked)
         undecided = {"decision": None}
         writes = (
             (self._items, [one.item_update() for one in opened]),

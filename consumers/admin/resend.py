@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
 from pymongo.errors import DuplicateKeyError
 
 from assistance.collection import ASSISTANCES
-from assistance.delivery import Delivery, DeliveryState, is_open
+from assistance.delivery import is_open
 from assistance.request import Request
+from assistance.waiting import Reason, why_not_resent
 from consumers.admin.pace import Pace
 from consumers.database import server_time
 from consumers.delivery.hints import Hints, Owed, Step
@@ -37,38 +37,9 @@ PART_COUNT = 100
 TICK_SECONDS = 0.05
 
 
-class Answer(StrEnum):
-    """What came of an open delivery, in an operator's words."""
-
-    SENT = "sent"
-    IN_FLIGHT = "in flight"
-    DUE_LATER = "due later"
-    TO_BE_PUBLISHED = "its hint is still the relay's to publish"
-    RESTING = "its destination is paused or down"
-    NEEDS_DECISION = "needs a decision"
-    OVERTAKEN = "seen to meanwhile"
-
-
-def why_not_sent(
-    delivery: Delivery, *, now: datetime, resting: Collection[str], unsettled: Collection[str]
-) -> Answer | None:
-    """
-    None where a new hint is to wake somebody.
-
-    unsettled: the events that the relay has still to publish.
-    """
-    if delivery["state"] == DeliveryState.NEEDS_DECISION:
-        return Answer.NEEDS_DECISION
-    lease_until = delivery["lease_until"]
-    if lease_until is not None and lease_until > now:
-        return Answer.IN_FLIGHT
-    if delivery["due_at"] > now:
-        return Answer.DUE_LATER
-    if delivery["destination"] in resting:
-        return Answer.RESTING
-    if delivery["hint_event"] in unsettled:
-        return Answer.TO_BE_PUBLISHED
-    return None
+#: Results of an open delivery beside the reasons for which it is left alone.
+SENT = "sent"
+OVERTAKEN = "changed meanwhile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +93,7 @@ async def _open_ids(database: Database) -> list[str]:
 
 async def _look(
     database: Database, ids: Sequence[str], wanted: Wanted
-) -> list[tuple[Request, Mapping[str, Answer | None]]]:
+) -> list[tuple[Request, Mapping[str, Reason | None]]]:
     """Each request with its open deliveries, and why they are left alone."""
     requests: list[Request] = await (
         database[ASSISTANCES].find({"_id": {"$in": list(ids)}}, {"description": False}).to_list()
@@ -143,8 +114,8 @@ async def _look(
         (
             request,
             {
-                delivery["destination"]: why_not_sent(
-                    delivery, now=now, resting=resting, unsettled=unsettled
+                delivery["destination"]: why_not_resent(
+                    delivery, now=now, not_accepting=resting, unsettled=unsettled
                 )
                 for delivery in chosen[request["_id"]]
             },
@@ -166,7 +137,7 @@ async def _send(
             now = await retry_while_unavailable(partial(server_time, database), stop)
             sent = await retry_while_unavailable(partial(hints.send, owed, now), stop)
             version += sent is not None
-            answers[(Answer.SENT if sent else Answer.OVERTAKEN).value] += 1
+            answers[SENT if sent else OVERTAKEN] += 1
     return answers
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from pymongo import ReturnDocument
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.dead_letter import Sighting, from_delivery, upsert_of_delivery
 from assistance.delivery import (
     ATTEMPTS_USED_UP,
     OPEN_STATES,
@@ -258,7 +259,7 @@ class Ledger:
         as_read: Mapping[str, Any],
         changed: Sequence[Mapping[str, Any]],
         facts: Sequence[Mapping[str, Any]],
-        letter: Mapping[str, Any] | None,
+        letter: Sighting | None,
     ) -> bool:
         async def write(session: Session) -> bool:
             answer = await self._requests.update_one(as_read, changed, session=session)
@@ -267,10 +268,9 @@ class Ledger:
             if facts:
                 await self._database[OUTBOX].insert_many(facts, session=session)
             if letter is not None:
-                first_seen = {"first_seen_at": letter["last_seen_at"]}
                 await self._database[DEAD_LETTERS].update_one(
-                    {"_id": f"delivery/{letter['request_id']}/{letter['destination']}"},
-                    {"$set": letter, "$setOnInsert": first_seen, "$inc": {"count": 1}},
+                    {"_id": letter.id},
+                    upsert_of_delivery(letter),
                     upsert=True,
                     session=session,
                 )
@@ -396,15 +396,12 @@ def verdict_word(verdict: Verdict) -> str:
     return type(verdict).__name__.lower()
 
 
-def _dead_letter(claim: Claim, failed: Failed, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "origin": "delivery",
-        "request_id": claim.request_id,
-        "destination": claim.destination,
-        "reason": failed.reason,
-        "code": verdict.code,
-        "excerpt": verdict.excerpt,
-        # whatever was decided about an earlier failure is not about this one
-        "decision": None,
-        "last_seen_at": claim.now(),
-    }
+def _dead_letter(claim: Claim, failed: Failed, verdict: Verdict) -> Sighting:
+    return from_delivery(
+        request_id=claim.request_id,
+        destination=claim.destination,
+        reason=failed.reason,
+        code=verdict.code,
+        excerpt=verdict.excerpt,
+        seen_at=claim.now(),
+    )

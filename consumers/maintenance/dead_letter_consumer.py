@@ -1,22 +1,19 @@
 """
-The dead-letter consumer: what no worker could take is stored, with where it came from and why.
+The dead-letter consumer: stores every dead-lettered message, with its origin and reason.
 
-A letter is acknowledged only once it is stored. It never fails a request: a worker that crashes
-drags messages over the delivery limit that nobody ever tried. One that belongs to an open delivery
-gives the delivery back to the reconciler.
+A letter is acknowledged only once it is stored. It never fails a request: a crashing worker pushes
+messages over the delivery limit that were never tried. A letter of an open delivery returns the
+delivery to the reconciler.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any
 
 from loguru import logger
 from prometheus_client import Counter
 
 from assistance.collection import DEAD_LETTERS
+from assistance.dead_letter import Decision, Sighting, from_message
 from assistance.events import read_hint
-from assistance.redrive import FROM_BROKER, Decision
 from consumers.database import open_database
 from consumers.delivery.hints import Hints
 from consumers.delivery.metrics import letters_stored
@@ -30,53 +27,38 @@ from runtime.monitoring import monitored
 from runtime.rabbit import AmqpChannel, AmqpMessage
 from runtime.shutdown import Stop
 
-#: Enough to see what it is; a whole message may have 16 MiB, as much as a document.
-BODY_LIMIT_BYTES = 16 * 1024
-
 CONCURRENCY = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class ReadLetter:
     """
-    id: the same for the same message from the same queue, so that a letter that comes twice is
-    stored once.
-    hint: event id, request id and destination, where it is a hint.
-    problem: why it is none.
+    hint: event id, request id and destination, if it is a hint.
+    problem: why it is not a hint.
     """
 
-    id: str
-    fields: Mapping[str, Any]
+    sighting: Sighting
     hint: tuple[str, str, str] | None
     problem: str
 
 
-def read_letter(message: AmqpMessage) -> Letter:
-    queue = _first_death(message, "queue")
-    message_id = None if message.message_id is None else _text(message.message_id)
-    mark = sha256("\0".join([queue, message_id or "", ""]).encode() + message.body)
+def read_letter(message: AmqpMessage) -> ReadLetter:
     try:
         hint, problem = read_hint(message.body), ""
     except UndecodableBody as error:
         hint, problem = None, str(error)
-    return Letter(
-        id=f"message/{mark.hexdigest()}",
-        fields={
-            "origin": FROM_BROKER,
-            "queue": queue,
-            "reason": _first_death(message, "reason"),
-            "exchange": _first_death(message, "exchange"),
-            "routing_key": _text(message.routing_key),
-            "message_id": message_id,
-            "body": _shown(message.body),
-            "body_bytes": len(message.body),
-            "problem": problem,
-            "request_id": hint[1] if hint else None,
-            "destination": hint[2] if hint else None,
-        },
-        hint=hint,
+    sighting = from_message(
+        queue=_first_death(message, "queue"),
+        reason=_first_death(message, "reason"),
+        exchange=_first_death(message, "exchange"),
+        routing_key=_text(message.routing_key),
+        message_id=None if message.message_id is None else _text(message.message_id),
+        body=message.body,
         problem=problem,
+        request_id=hint[1] if hint else None,
+        destination=hint[2] if hint else None,
     )
+    return ReadLetter(sighting, hint, problem)
 
 
 class DeadLetters:
@@ -95,35 +77,35 @@ class DeadLetters:
         self._stored.labels(decision.value).inc()
         logger.warning(
             "letter.stored",
-            letter_id=letter.id,
-            event_id=letter.fields["message_id"],
-            request_id=letter.fields["request_id"],
-            destination=letter.fields["destination"],
-            queue=letter.fields["queue"],
-            reason=letter.fields["reason"],
+            letter_id=letter.sighting.id,
+            event_id=letter.sighting.fields["message_id"],
+            request_id=letter.sighting.fields["request_id"],
+            destination=letter.sighting.fields["destination"],
+            queue=letter.sighting.fields["queue"],
+            reason=letter.sighting.fields["reason"],
             problem=letter.problem,
             decision=decision.value,
         )
 
-    async def _decide(self, letter: Letter) -> Decision:
+    async def _decide(self, letter: ReadLetter) -> Decision:
         if letter.hint is None:
             return Decision.PARKED
         event_id, request_id, destination = letter.hint
         if await self._hints.give_back(request_id, destination, event_id):
-            return Decision.GIVEN_BACK
-        return Decision.NOTHING_OWED
+            return Decision.REQUEUED
+        return Decision.IGNORED
 
-    async def _store(self, letter: Letter, decision: Decision) -> None:
-        """The same letter comes again when its acknowledgement was lost; a person's word stays."""
+    async def _store(self, letter: ReadLetter, decision: Decision) -> None:
+        """A letter comes again if its acknowledgement was lost; an operator's discard stays."""
         discarded = {"$eq": ["$decision", Decision.DISCARDED.value]}
         stored = {
-            **{name: given(value) for name, value in letter.fields.items()},
+            **{name: given(value) for name, value in letter.sighting.fields.items()},
             "decision": {"$cond": [discarded, "$decision", decision.value]},
             "first_seen_at": {"$ifNull": ["$first_seen_at", NOW]},
             "last_seen_at": NOW,
             "count": {"$add": [{"$ifNull": ["$count", 0]}, 1]},
         }
-        await self._letters.update_one({"_id": letter.id}, [{"$set": stored}], upsert=True)
+        await self._letters.update_one({"_id": letter.sighting.id}, [{"$set": stored}], upsert=True)
 
 
 def _first_death(message: AmqpMessage, what: str) -> str:
@@ -135,10 +117,6 @@ def _first_death(message: AmqpMessage, what: str) -> str:
 def _text(value: str | bytes) -> str:
     """The driver leaves a property that is no UTF-8 as bytes, whatever its type says."""
     return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
-
-
-def _shown(body: bytes) -> str:
-    return body[:BODY_LIMIT_BYTES].decode("utf-8", "replace")
 
 
 async def run_dead_letters(settings: DeadLetterSettings, stop: Stop) -> None:

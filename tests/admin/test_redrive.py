@@ -279,7 +279,7 @@ async def test_what_is_skipped_is_said_with_its_reason(
         "nobody": Skip.NO_REQUEST,
         elsewhere: Skip.NOT_CONFIGURED,
         mended: Skip.NOT_FAILED,
-        resting: Skip.RESTING,
+        resting: Skip.NOT_ACCEPTING,
         None: Skip.NO_DELIVERY,
         good: None,
     }

@@ -52,10 +52,10 @@ async def test_everything_open_is_sent_again_and_what_is_not_lost_is_left_alone(
         answers = await resend(database, wanted, ANN, Stop())
         assert answers == {
             "sent": 2,
-            "its destination is paused or down": 1,
+            "destination suspended or breaker open": 1,
             "due later": 1,
             "in flight": 1,
-            "its hint is still the relay's to publish": 1,
+            "hint to be published": 1,
         }
         for request_id in (resting, later, held, unpublished):
             assert len(deliveries.hints(request_id)) == 1
@@ -116,7 +116,7 @@ def test_hints_that_the_broker_lost_are_made_up_for_and_each_request_is_delivere
     deliveries.publish_pending()
     assert run_command(deliveries, "resend", "--why", "a disk is gone") == "sent: 7\n"
     hasty = run_command(deliveries, "resend", "--why", "a slip")
-    assert hasty == "its hint is still the relay's to publish: 7\n"
+    assert hasty == "hint to be published: 7\n"
     assert deliveries.publish_pending() == 7
     worker = run_process("consumers", "run", "slack", environment=environment)
     wait_until(lambda: deliveries.count("succeeded") == 7, "all are delivered")

@@ -132,7 +132,7 @@ def test_a_letter_of_an_open_delivery_gives_it_back(
     trusted_until = deliveries.delivery(request_id)["hint_until"]
     refuse_all(deliveries, 1)
     [letter] = wait_until(deliveries.letters, "the letter is stored")
-    assert (letter["decision"], letter["request_id"]) == ("given_back", request_id)
+    assert (letter["decision"], letter["request_id"]) == ("requeued", request_id)
     delivery = deliveries.delivery(request_id)
     assert delivery["state"] == "waiting"
     assert delivery["hint_until"] < trusted_until
@@ -174,7 +174,7 @@ def test_a_letter_that_is_not_of_the_newest_hint_changes_nothing(
     before = deliveries.delivery(request_id)
     refuse_all(deliveries, 1)
     [letter] = wait_until(deliveries.letters, "the letter is stored")
-    assert letter["decision"] == "nothing_owed"
+    assert letter["decision"] == "ignored"
     assert deliveries.delivery(request_id) == before
 
 

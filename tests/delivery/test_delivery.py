@@ -550,7 +550,7 @@ def test_a_crashing_worker_fails_nothing_that_was_never_tried(
         fetch_and_crash(deliveries, 100)
     wait_until(lambda: len(deliveries.letters()) == 100, "all are dead-lettered")
     assert {letter["reason"] for letter in deliveries.letters()} == {"delivery_limit"}
-    assert {letter["decision"] for letter in deliveries.letters()} == {"given_back"}
+    assert {letter["decision"] for letter in deliveries.letters()} == {"requeued"}
     assert deliveries.count("accepted") == 100
     stage.start("slack", delivery_limit=delivery_limit)
     stage.start_reconciler()

@@ -102,9 +102,9 @@ def test_whatever_does_not_add_up_is_listed_and_the_exit_code_says_so(
     *listed, last = command("audit", exit_code=1).splitlines()
     assert last == "accepted 3 = succeeded 1 + failed 0 + waiting 2, unexplained 3"
     for request_id, why in (
-        (half_written, "those in the outbox are number none"),
+        (half_written, "the outbox holds numbers none"),
         (never_requested, "the request itself does not exist"),
-        (untold, "it is succeeded, its deliveries (waiting) say accepted"),
+        (untold, "it is succeeded, but its deliveries (waiting) imply accepted"),
     ):
         assert [line for line in listed if request_id in line and why in line]
     assert json.loads(command("audit", "--json", exit_code=1))["unexplained"] == 3

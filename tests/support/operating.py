@@ -6,9 +6,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pymongo import UpdateOne
 from typer.testing import CliRunner
 
+from assistance import dead_letter
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.request import Status, closing_facts
 from consumers.__main__ import commands
 from consumers.database import open_database
 from outbox.collection import OUTBOX
@@ -31,7 +34,7 @@ async def database_of(deliveries: Deliveries) -> AsyncIterator[Database]:
 def fail_many(deliveries: Deliveries, count: int) -> list[str]:
     """Requests that failed after one attempt, with their letters, as the ledger leaves them."""
     began_at = datetime.now(UTC) - timedelta(hours=1)
-    requests, events, letters = [], [], []
+    requests, outbox, letters = [], [], []
     for number in range(count):
         acceptance = new_request(f"number {number}", now=began_at)
         request: Any = acceptance.request
@@ -39,31 +42,25 @@ def fail_many(deliveries: Deliveries, count: int) -> list[str]:
         attempt |= {"ended_at": began_at, "verdict": "never", "code": "404", "calls": 1}
         closed = {"state": "failed", "attempts": [attempt], "attempts_counted": 1, "fence": 1}
         request["deliveries"][0] |= closed
+        facts = closing_facts(acceptance.request, Status.FAILED, began_at)
         request |= {"status": "failed", "version": 3, "next_due_at": None}
-        fact = acceptance.outbox_documents[0] | {
-            "_id": f"failed {request['_id']}",
-            "type": "assistance_request_failed",
-            "seq": 3,
-        }
         requests.append(request)
-        events += [event | {"state": "published"} for event in [*acceptance.outbox_documents, fact]]
-        letters.append(
-            {
-                "_id": f"delivery/{request['_id']}/slack",
-                "origin": "delivery",
-                "request_id": request["_id"],
-                "destination": "slack",
-                "reason": "permanent",
-                "code": "404",
-                "excerpt": "no_service",
-                "first_seen_at": began_at + timedelta(seconds=number),
-                "last_seen_at": began_at + timedelta(seconds=number),
-                "count": 1,
-            }
+        outbox += [
+            event | {"state": "published"} for event in [*acceptance.outbox_documents, *facts]
+        ]
+        letter = dead_letter.from_delivery(
+            request_id=request["_id"],
+            destination="slack",
+            reason="permanent",
+            code="404",
+            excerpt="no_service",
+            seen_at=began_at + timedelta(seconds=number),
         )
+        stored = dead_letter.upsert_of_delivery(letter)
+        letters.append(UpdateOne({"_id": letter.id}, stored, upsert=True))
     deliveries.database[ASSISTANCES].insert_many(requests)
-    deliveries.database[OUTBOX].insert_many(events)
-    deliveries.database[DEAD_LETTERS].insert_many(letters)
+    deliveries.database[OUTBOX].insert_many(outbox)
+    deliveries.database[DEAD_LETTERS].bulk_write(letters)
     return [request["_id"] for request in requests]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from assistance.books import Books, Reason
+from assistance.books import Books
+from assistance.waiting import Reason
 from consumers.topology import DEAD_LETTERS_QUEUE, deliveries_queue
 from runtime.mongo import close, open_client
 from sandbox.rabbitmq import RabbitServer

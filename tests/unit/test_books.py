@@ -7,10 +7,11 @@ from typing import Any, cast
 import pytest
 
 from assistance import events
-from assistance.books import LISTED_LIMIT, Books, Place, Reason, place_of
+from assistance.books import LISTED_LIMIT, Books, Place, place_of
 from assistance.delivery import Delivery, DeliveryState
 from assistance.request import Request, Status, accept, event_context, next_due_at
 from assistance.routing import Destination
+from assistance.waiting import Reason
 from outbox.state import State
 
 BORN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
@@ -159,14 +160,17 @@ def test_a_status_that_the_deliveries_do_not_add_up_to_is_found() -> None:
     change(request, state=DeliveryState.FAILED.value)
     append_fact(request, documents, events.FAILED, Status.FAILED)
     assert doubts(request, documents) == (
-        "it is failed, its deliveries (failed, waiting) say accepted"
+        "it is failed, but its deliveries (failed, waiting) imply accepted"
     )
 
 
 def test_a_request_with_nothing_open_that_is_still_accepted_is_found() -> None:
     request, documents = accepted()
     change(request, state=DeliveryState.SUCCEEDED.value)
-    assert doubts(request, documents) == "it is accepted, its deliveries (succeeded) say succeeded"
+    assert (
+        doubts(request, documents)
+        == "it is accepted, but its deliveries (succeeded) imply succeeded"
+    )
 
 
 def _without_date(request: Request) -> None:
@@ -183,14 +187,14 @@ def test_an_open_request_that_the_reconciler_would_overlook_is_found(
 ) -> None:
     request, documents = accepted()
     spoil(request)
-    assert "its deliveries say 2026-11-23T10:01:00.000+00:00" in doubts(request, documents)
+    assert "its deliveries imply 2026-11-23T10:01:00.000+00:00" in doubts(request, documents)
 
 
 def test_a_closed_request_with_a_date_is_found() -> None:
     request, documents = accepted()
     close(request, documents, Status.SUCCEEDED)
     request["next_due_at"] = BORN
-    assert "its deliveries say none" in doubts(request, documents)
+    assert "its deliveries imply none" in doubts(request, documents)
 
 
 def test_a_final_status_that_no_fact_tells_is_found() -> None:
@@ -199,7 +203,7 @@ def test_a_final_status_that_no_fact_tells_is_found() -> None:
     request["version"] -= 1
     documents.pop()
     assert doubts(request, documents) == (
-        "it is succeeded, but its newest fact in the outbox tells accepted"
+        "it is succeeded, but its newest fact in the outbox is accepted"
     )
 
 
@@ -207,30 +211,30 @@ def test_a_fact_that_its_request_does_not_bear_out_is_found() -> None:
     request, documents = accepted()
     append_fact(request, documents, events.SUCCEEDED, Status.ACCEPTED)
     assert doubts(request, documents) == (
-        "it is accepted, but its newest fact in the outbox tells succeeded"
+        "it is accepted, but its newest fact in the outbox is succeeded"
     )
 
 
 def test_a_missing_event_is_found() -> None:
     request, documents = accepted("slack", "email")
     assert doubts(request, [documents[0], documents[2]]) == (
-        "it has appended 3 events, but those in the outbox are number 1, 3; "
+        "it has appended 3 events, but the outbox holds numbers 1, 3; "
         f"the delivery to slack is open, but its hint {documents[1]['_id']} is not in the outbox"
     )
 
 
 def test_an_event_too_many_is_found() -> None:
     request, documents = accepted()
-    assert "are number 1, 2, 2" in doubts(request, [*documents, documents[1]])
+    assert "holds numbers 1, 2, 2" in doubts(request, [*documents, documents[1]])
 
 
 @pytest.mark.parametrize("seq", [{}, {"seq": None}, {"seq": "3"}, {"seq": 3.0}, {"seq": -1}])
-def test_an_event_of_ours_that_a_foreign_hand_wrote_is_found(seq: dict[str, object]) -> None:
+def test_an_event_of_ours_that_another_application_wrote_is_found(seq: dict[str, object]) -> None:
     request, documents = accepted()
     for type in (events.SUCCEEDED, events.HINT):
         foreign = {"_id": {"not": "ours"}, "type": type, **seq}
         assert doubts(request, [*documents, foreign]) == (
-            f"1 of its events have no number in `seq`, so a foreign hand wrote them: {type}"
+            f"1 of its events have no valid `seq`, so another application wrote them: {type}"
         )
 
 
@@ -253,7 +257,7 @@ def test_the_books_count_each_request_once_and_list_the_first_doubtful_ones() ->
 
 
 @pytest.mark.parametrize("reason", [Reason.OVERDUE, None])
-def test_books_with_a_request_that_nobody_sees_to_do_not_balance(reason: Reason | None) -> None:
+def test_books_with_an_overdue_request_do_not_balance(reason: Reason | None) -> None:
     books = Books()
     books.enter("overlooked", Place(Status.ACCEPTED, reason, ()))
 
@@ -267,15 +271,17 @@ def test_empty_books_balance() -> None:
     assert str(Books()) == "accepted 0 = succeeded 0 + failed 0 + waiting 0, unexplained 0"
 
 
-def test_what_waits_for_a_destination_that_rests_is_not_overdue() -> None:
+def test_a_request_waiting_for_a_suspended_destination_is_not_overdue() -> None:
     request, documents = accepted("slack", "email")
-    place = place_of(request, published(documents), now=LONG_AFTER, resting={"slack", "email"})
-    assert place.reason is Reason.PAUSED
-    place = place_of(request, published(documents), now=LONG_AFTER, resting={"slack"})
+    place = place_of(
+        request, published(documents), now=LONG_AFTER, not_accepting={"slack", "email"}
+    )
+    assert place.reason is Reason.NOT_ACCEPTING
+    place = place_of(request, published(documents), now=LONG_AFTER, not_accepting={"slack"})
     assert place.reason is Reason.OVERDUE
 
 
-def test_what_waits_for_a_person_says_so() -> None:
+def test_a_delivery_that_needs_a_decision_is_reported_as_such() -> None:
     request, documents = accepted()
     change(request, state=DeliveryState.NEEDS_DECISION.value)
     assert reason_of(request, published(documents), LONG_AFTER) is Reason.NEEDS_DECISION

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from consumers.maintenance.dead_letter_consumer import BODY_LIMIT_BYTES, read_letter
+from assistance.dead_letter import BODY_LIMIT_BYTES
+from consumers.maintenance.dead_letter_consumer import read_letter
 from runtime.rabbit import AmqpMessage
 
 
@@ -16,7 +17,7 @@ def letter_of(body: bytes, message_id: str | None = "m", **headers: Any) -> Any:
         headers={name.replace("_", "-"): value for name, value in headers.items()},
         body=body,
     )
-    return read_letter(message)
+    return read_letter(message).sighting
 
 
 def test_the_same_message_from_the_same_queue_is_one_letter() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from assistance.books import Books, Reason
+from assistance.books import Books
+from assistance.waiting import Reason
 from tests.chaos.delivery.plan import Blow, Point, draw_plan
 from tests.chaos.delivery.verdict import Call, Death, Evidence, decide
 

@@ -113,11 +113,11 @@ def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
         async with open_database(settings, "reconciler", stop) as database:
             reconciler = Reconciler(database, stop)
             if dry_run:
-                for owed in await retry_while_unavailable(
+                for due in await retry_while_unavailable(
                     reconciler.preview, stop, try_seconds=None
                 ):
                     sys.stdout.write(
-                        f"{owed.request_id} {owed.destination} would {owed.step} ({why(owed)})\n"
+                        f"{due.request_id} {due.destination} would {due.step} ({why(due)})\n"
                     )
             else:
                 count = await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None)

@@ -21,7 +21,7 @@ from assistance.request import Request
 from assistance.waiting import Reason, why_not_resent
 from consumers.admin.pace import Pace
 from consumers.database import server_time
-from consumers.delivery.hints import Hints, Owed, Step
+from consumers.delivery.hints import DueDelivery, Hints, Step
 from consumers.delivery.updates import NOW
 from runtime.mongo import Database, retry_while_unavailable
 from runtime.operations import OPERATIONS, NothingToDo, Operator, operation
@@ -133,9 +133,9 @@ async def _send(
     hints, version = Hints(database), request["version"]
     for delivery in request["deliveries"]:
         if delivery["destination"] in destinations:
-            owed = Owed(request["_id"], version, delivery, Step.SEND, request.get("trace"))
+            due = DueDelivery(request["_id"], version, delivery, Step.SEND, request.get("trace"))
             now = await retry_while_unavailable(partial(server_time, database), stop)
-            sent = await retry_while_unavailable(partial(hints.send, owed, now), stop)
+            sent = await retry_while_unavailable(partial(hints.send, due, now), stop)
             version += sent is not None
             answers[SENT if sent else OVERTAKEN] += 1
     return answers

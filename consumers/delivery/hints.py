@@ -37,14 +37,14 @@ _NOT_ON_ITS_WAY = frozenset({State.PUBLISHED.value, State.DISCARDED.value})
 
 
 class Step(StrEnum):
-    """What is owed to a delivery whose hint is no longer trusted."""
+    """What is due to a delivery whose hint is no longer trusted."""
 
     SEND = auto()
     POSTPONE = auto()
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class DueDelivery:
     """A delivery that the reconciler has to see to, as it was found."""
 
     request_id: str
@@ -64,9 +64,9 @@ class Hints:
         self._requests = database[ASSISTANCES]
         self._outbox = database[OUTBOX]
 
-    async def owed(
+    async def find_due(
         self, now: datetime, *, limit: int, excluded: Collection[str] = ()
-    ) -> list[Owed]:
+    ) -> list[DueDelivery]:
         """
         The deliveries that are due and woken by nobody, those waiting longest first.
 
@@ -74,15 +74,15 @@ class Hints:
 
         One of each request: its new hint bumps the version that the others would rely on.
         """
-        return await self._owed(now, {"$nin": sorted(excluded)} if excluded else None, limit)
+        return await self._find_due(now, {"$nin": sorted(excluded)} if excluded else None, limit)
 
-    async def owed_to(self, destination: str, now: datetime) -> list[Owed]:
+    async def find_due_for(self, destination: str, now: datetime) -> list[DueDelivery]:
         """The one that waits longest for this destination, if any does."""
-        return await self._owed(now, {"$in": [destination]}, 1)
+        return await self._find_due(now, {"$in": [destination]}, 1)
 
-    async def _owed(
+    async def _find_due(
         self, now: datetime, destinations: Mapping[str, list[str]] | None, limit: int
-    ) -> list[Owed]:
+    ) -> list[DueDelivery]:
         # the type is spelled out because only then may the partial index serve
         due: dict[str, Any] = {"next_due_at": {"$type": "date", "$lte": now}}
         if destinations is not None:
@@ -103,7 +103,7 @@ class Hints:
         ]
         unsettled = await self.unsettled([delivery["hint_event"] for _, delivery in found])
         return [
-            Owed(
+            DueDelivery(
                 request["_id"],
                 request["version"],
                 delivery,
@@ -113,25 +113,25 @@ class Hints:
             for request, delivery in found
         ]
 
-    async def send(self, owed: Owed, now: datetime) -> str | None:
+    async def send(self, due: DueDelivery, now: datetime) -> str | None:
         """Append a new hint; its event id, or None where somebody else was quicker."""
-        delivery = owed.delivery
+        delivery = due.delivery
         hints = delivery["hints"] + 1
-        context = EventContext(owed.request_id, now, delivery["hint_event"], owed.trace)
-        hint = events.hint(context, destination=owed.destination, seq=owed.version + 1)
+        context = EventContext(due.request_id, now, delivery["hint_event"], due.trace)
+        hint = events.hint(context, destination=due.destination, seq=due.version + 1)
         changed = change(
-            owed.destination,
+            due.destination,
             {
                 "hint_event": given(hint["_id"]),
                 "hints": given(hints),
                 "hint_until": _after(hint_patience_seconds(hints)),
             },
-            {"version": given(owed.version + 1)},
+            {"version": given(due.version + 1)},
         )
 
         async def write(session: Session) -> bool:
             answer = await self._requests.update_one(
-                {**_as_found(owed), "version": owed.version}, changed, session=session
+                {**_as_found(due), "version": due.version}, changed, session=session
             )
             if answer.matched_count:
                 await self._outbox.insert_one(hint, session=session)
@@ -140,11 +140,11 @@ class Hints:
         sent = await in_transaction(self._database.client, write)
         return str(hint["_id"]) if sent else None
 
-    async def postpone(self, owed: Owed) -> bool:
+    async def postpone(self, due: DueDelivery) -> bool:
         """Trust the newest hint for longer: it is still on its way to the broker."""
-        patience_seconds = hint_patience_seconds(max(owed.delivery["hints"], 1))
+        patience_seconds = hint_patience_seconds(max(due.delivery["hints"], 1))
         answer = await self._requests.update_one(
-            _as_found(owed), change(owed.destination, {"hint_until": _after(patience_seconds)})
+            _as_found(due), change(due.destination, {"hint_until": _after(patience_seconds)})
         )
         return bool(answer.matched_count)
 
@@ -201,13 +201,13 @@ def _after(seconds: float) -> dict[str, Any]:
     return {"$add": [NOW, int(seconds * 1000)]}
 
 
-def _as_found(owed: Owed) -> dict[str, Any]:
+def _as_found(due: DueDelivery) -> dict[str, Any]:
     """Untouched since: a claim, a record or another reconciler would have moved one of these."""
     same = {
-        name: owed.delivery[name]
+        name: due.delivery[name]
         for name in ("destination", "state", "fence", "due_at", "hint_event", "hint_until")
     }
-    return {"_id": owed.request_id, "deliveries": {"$elemMatch": same}}
+    return {"_id": due.request_id, "deliveries": {"$elemMatch": same}}
 
 
 def _waiting_for(request_id: str, destination: str, hint_event: str) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """
-The ledger: who may call for a delivery, and what came of it.
+The ledger: which worker may call for a delivery, and the outcome of each attempt.
 
-    claim   one update: due and free -> claimed, with the next fence and one more attempt
-    record  only under the newest fence: closed, or waiting for its next date
+    claim   one update: due and unclaimed -> claimed, with the next fence and one more attempt
+    record  under the newest fence only, one of
+              succeed      closed as succeeded, with the request and its fact where it was the last
+              fail         the same as failed, with a dead letter
+              reschedule   waiting until the next date
+              ask          open until an operator decides
 
-The server's clock decides what is due and what is free, since workers' clocks differ.
+The server's clock decides what is due and when a lease ends, since workers' clocks differ.
 """
 
 import random
@@ -40,11 +44,11 @@ from consumers.delivery.updates import CLAIMABLE, NOW, change, given, some_deliv
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
 
-#: What is known of an attempt whose worker died: nothing.
+#: The verdict on an attempt whose worker died: its outcome is unknown.
 WORKER_LOST = Unknown("worker_lost")
 
-#: What a claim comes to when no attempt is left: the last worker died, or the schedule was
-#: shortened since. What each attempt came to stands beside it.
+#: The verdict on a claim with no attempt left: the last worker died, or the schedule was shortened
+#: since. The attempts keep their own verdicts.
 NONE_LEFT = Unknown(ATTEMPTS_USED_UP)
 
 
@@ -57,7 +61,7 @@ _SOME_ATTEMPT_OPEN = {
 
 
 class Refusal(StrEnum):
-    """Why a delivery is not ours to call for, or to record."""
+    """Why a delivery cannot be claimed, or its outcome not be recorded."""
 
     UNKNOWN_REQUEST = "unknown_request"
     CLOSED = "closed"
@@ -76,13 +80,13 @@ class Claim:
     """
     The right to call for one delivery, until the lease ends.
 
-    attempt: counts from one. With `used_up` it is the last that was made, and no call is owed.
-    With `lost` its worker died, and a person is asked before anybody calls again.
-    counted: how many of the attempts are used up, this one among them.
+    attempt: counts from one. With `used_up` it is the last one made, and no further call is due.
+    With `lost` its worker died, and an operator decides before the next call.
+    counted: how many attempts are used up, this one included.
     may_be_repeat: an earlier attempt ended without an answer.
-    claimed_at, lease_until: from when to when it lasts, by the server's clock.
-    answered, expires: when we heard of it and when it ends, by `time.monotonic`.
-    trace: headers that say which trace the request belongs to; empty where none is known.
+    claimed_at, lease_until: begin and end of the lease, by the server's clock.
+    answered, expires: when the claim was answered and when it ends, by `time.monotonic`.
+    trace: the request's trace headers; empty where there are none.
     """
 
     request_id: str
@@ -107,7 +111,7 @@ class Claim:
         return self.expires - monotonic()
 
     def now(self) -> datetime:
-        """The server's time as far as this process can tell: never ahead of it."""
+        """The server's time as this process can infer it, never ahead of the server."""
         return self.claimed_at + timedelta(seconds=monotonic() - self.answered)
 
 
@@ -164,21 +168,21 @@ class Ledger:
             lease_until=delivery["lease_until"],
             claimed_at=delivery["lease_until"] - timedelta(seconds=self._lease_seconds),
             answered=monotonic(),
-            # counted from before the question, so that ours never outlives the server's
+            # counted from before the request, so that it never outlasts the server's lease
             expires=asked_at + self._lease_seconds,
             trace=request.get("trace", {}),
         )
 
     async def may_be_claimed(self, request_id: str, destination: str) -> bool:
-        """Whether a claim would be granted at this moment; nothing is taken."""
+        """Whether a claim would succeed now; changes nothing."""
         query = {"_id": request_id, "$expr": some_delivery(destination, *CLAIMABLE)}
         return await self._requests.find_one(query, {"_id": 1}) is not None
 
     async def record(self, claim: Claim, verdict: Verdict, calls: int) -> Recorded | Refused:
         """
-        Write what came of the calls, unless somebody else has claimed the delivery since.
+        Write the outcome of the calls, unless another worker has claimed the delivery since.
 
-        May be repeated when an answer was lost: what is written is not written twice.
+        Idempotent: it may be repeated when the answer was lost.
         """
         conclusion = conclude(
             verdict,
@@ -186,55 +190,72 @@ class Ledger:
             policy=self._policy,
             now=claim.now(),
             randomness=self._randomness,
-            # when none is left no call was made, and there is nothing to ask about
+            # with no attempt left no call was made, so there is nothing to ask about
             on_unknown=UnknownRule.REPEAT if claim.used_up else self._on_unknown,
         )
-        if isinstance(conclusion, TryAgain | Ask):
-            written = await self._put_back(claim, conclusion, verdict, calls)
-        else:
-            written = await self._close(claim, conclusion, verdict, calls)
+        match conclusion:
+            case Succeeded():
+                written = await self._succeed(claim, verdict, calls)
+            case Failed(reason):
+                written = await self._fail(claim, reason, verdict, calls)
+            case TryAgain(due_at):
+                written = await self._reschedule(claim, due_at, verdict, calls)
+            case Ask():
+                written = await self._ask(claim, verdict, calls)
         if written or await self._is_recorded(claim):
             return Recorded(conclusion)
         return Refused(Refusal.FENCED)
 
-    async def _put_back(
-        self, claim: Claim, conclusion: TryAgain | Ask, verdict: Verdict, calls: int
+    async def _succeed(self, claim: Claim, verdict: Verdict, calls: int) -> bool:
+        ended = _ended(claim, verdict, calls)
+        return await self._close(claim, DeliveryState.SUCCEEDED, ended, letter=None)
+
+    async def _fail(self, claim: Claim, reason: str, verdict: Verdict, calls: int) -> bool:
+        ended = _ended(claim, verdict, calls)
+        letter = _dead_letter(claim, reason, verdict)
+        return await self._close(claim, DeliveryState.FAILED, ended, letter)
+
+    async def _reschedule(
+        self, claim: Claim, due_at: datetime, verdict: Verdict, calls: int
     ) -> bool:
-        """Open still: to wait for its next date, or for a person."""
-        changed: dict[str, Any] = {
-            "lease_until": given(None),
-            "attempts": _ended(claim, verdict, calls),
+        """Waiting again, until its next date."""
+        waiting = {
+            "state": given(DeliveryState.WAITING.value),
+            "due_at": given(due_at),
+            "hint_until": given(due_at),
+            **_ended(claim, verdict, calls),
         }
-        if isinstance(conclusion, TryAgain):
-            changed["state"] = given(DeliveryState.WAITING.value)
-            changed["due_at"] = changed["hint_until"] = given(conclusion.due_at)
-        else:
-            changed["state"] = given(DeliveryState.NEEDS_DECISION.value)
-        if not _counts(verdict):
-            changed["attempts_counted"] = given(claim.counted - 1)
+        return await self._keep_open(claim, waiting)
+
+    async def _ask(self, claim: Claim, verdict: Verdict, calls: int) -> bool:
+        """Open, until an operator decides."""
+        undecided = {
+            "state": given(DeliveryState.NEEDS_DECISION.value),
+            **_ended(claim, verdict, calls),
+        }
+        return await self._keep_open(claim, undecided)
+
+    async def _keep_open(self, claim: Claim, changed: Mapping[str, Any]) -> bool:
         answer = await self._requests.update_one(
             _held_by(claim), change(claim.destination, changed)
         )
         return bool(answer.matched_count)
 
     async def _close(
-        self, claim: Claim, conclusion: Succeeded | Failed, verdict: Verdict, calls: int
+        self,
+        claim: Claim,
+        state: DeliveryState,
+        ended: Mapping[str, Any],
+        letter: Sighting | None,
     ) -> bool:
         """
-        One transaction: the delivery, the request's status when this was its last delivery, the
-        fact that tells so, and the dead letter when it failed.
+        One transaction writes the delivery, the request's status, the fact about it when this was
+        its last open delivery, and the dead letter of a failure.
 
-        All is made ready outside, for the request as it was read; and again, when another delivery
-        of it was quicker.
+        All of it is prepared outside the transaction for the request as it was read, and prepared
+        again when another delivery of the request was recorded in between.
         """
-        failed = conclusion if isinstance(conclusion, Failed) else None
-        state = DeliveryState.FAILED if failed else DeliveryState.SUCCEEDED
-        closed = {
-            "state": given(state.value),
-            "lease_until": given(None),
-            "attempts": _ended(claim, verdict, calls),
-        }
-        letter = _dead_letter(claim, failed, verdict) if failed else None
+        closed = {"state": given(state.value), **ended}
         while True:
             request: Request | None = await self._requests.find_one(_held_by(claim))
             if request is None:
@@ -279,7 +300,7 @@ class Ledger:
         return await in_transaction(self._database.client, write)
 
     async def _is_recorded(self, claim: Claim) -> bool:
-        """Whether it was this very claim that ended already: its answer had been lost."""
+        """Whether this very claim was recorded before, and its answer was lost."""
         request: Request | None = await self._requests.find_one({"_id": claim.request_id})
         delivery = delivery_to(request, claim.destination) if request else None
         return (
@@ -344,10 +365,10 @@ def _held_by(claim: Claim) -> dict[str, Any]:
 
 def _as_read(claim: Claim, version: int, status: Status) -> dict[str, Any]:
     """
-    The filter under which a status may be written: ours to record, and nothing has changed it.
+    The filter under which a status may be written: this claim still holds the delivery, and the
+    other deliveries are as open as they were read.
 
-    The version alone would not do: another delivery that closes without being the last one
-    appends no event.
+    The version alone would not do: a delivery that closes and is not the last one appends no event.
     """
     others_open = {
         "deliveries": {
@@ -362,22 +383,24 @@ def _as_read(claim: Claim, version: int, status: Status) -> dict[str, Any]:
 
 
 def _ended(claim: Claim, verdict: Verdict, calls: int) -> dict[str, Any]:
-    said = {"excerpt": given(verdict.excerpt)} if verdict.excerpt else {}
-    if not _counts(verdict):
-        said["counted"] = given(False)
-    return _end_attempts(
-        {
-            "ended_at": given(claim.now()),
-            "calls": given(calls),
-            "verdict": given(verdict_word(verdict)),
-            "code": given(verdict.code),
-            **said,
-        }
-    )
+    """The lease and the attempt, ended; the attempt is not counted where the verdict says so."""
+    attempt = {
+        "ended_at": given(claim.now()),
+        "calls": given(calls),
+        "verdict": given(verdict_word(verdict)),
+        "code": given(verdict.code),
+    }
+    if verdict.excerpt:
+        attempt["excerpt"] = given(verdict.excerpt)
+    changed = {"lease_until": given(None)}
+    if isinstance(verdict, Later) and not verdict.counts:
+        attempt["counted"] = given(False)
+        changed["attempts_counted"] = given(claim.counted - 1)
+    return {**changed, "attempts": _end_attempts(attempt)}
 
 
 def _end_attempts(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Every attempt that is still open, ended; there is one at most."""
+    """The attempts with the open one ended; at most one is open."""
     ended = {"$mergeObjects": ["$$attempt", dict(fields)]}
     return {
         "$map": {
@@ -388,19 +411,15 @@ def _end_attempts(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _counts(verdict: Verdict) -> bool:
-    return not isinstance(verdict, Later) or verdict.counts
-
-
 def verdict_word(verdict: Verdict) -> str:
     return type(verdict).__name__.lower()
 
 
-def _dead_letter(claim: Claim, failed: Failed, verdict: Verdict) -> Sighting:
+def _dead_letter(claim: Claim, reason: str, verdict: Verdict) -> Sighting:
     return from_delivery(
         request_id=claim.request_id,
         destination=claim.destination,
-        reason=failed.reason,
+        reason=reason,
         code=verdict.code,
         excerpt=verdict.excerpt,
         seen_at=claim.now(),

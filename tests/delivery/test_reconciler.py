@@ -176,12 +176,12 @@ async def test_a_claim_in_between_wins_over_the_reconciler(
 ) -> None:
     request_id = accepted_long_ago(deliveries)
     hints = Hints(database)
-    [owed] = await hints.owed(datetime.now(UTC), limit=10)
+    [due] = await hints.find_due(datetime.now(UTC), limit=10)
     ledger = Ledger(database, policy=RetryPolicy(), lease_seconds=30.0, worker="w")
     claim = await ledger.claim(request_id, SLACK)
     assert isinstance(claim, Claim)
-    assert await hints.send(owed, datetime.now(UTC)) is None
-    assert not await hints.postpone(owed)
+    assert await hints.send(due, datetime.now(UTC)) is None
+    assert not await hints.postpone(due)
     assert isinstance(await ledger.record(claim, Done("200"), 1), Recorded)
     assert len(deliveries.hints(request_id)) == 1
 

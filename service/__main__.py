@@ -24,7 +24,7 @@ from service.audit import balance, books_as_document, books_as_lines
 from service.process import serve
 from service.settings import ServiceSettings
 from service.show import as_document, as_lines
-from service.way import look_up
+from service.timeline import find_history
 
 Result = TypeVar("Result")
 
@@ -49,13 +49,13 @@ def show(
     json: AsJson = False,
 ) -> None:
     """Show what happened to one request, and what happens next."""
-    way = _with_database(lambda database: look_up(database, request_id))
-    if way is None:
+    history = _with_database(lambda database: find_history(database, request_id))
+    if history is None:
         sys.exit(f"no request has the id {escape_unprintable(request_id)}")
     if json:
-        print_json(as_document(way))
+        print_json(as_document(history))
     else:
-        Console(highlight=False, soft_wrap=True).print(as_lines(way))
+        Console(highlight=False, soft_wrap=True).print(as_lines(history))
 
 
 @commands.command()

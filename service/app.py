@@ -1,4 +1,4 @@
-"""The API as an ASGI application: which answer belongs to which outcome."""
+"""The API as an ASGI application: its routes, middleware and the answer to each error."""
 
 from http import HTTPStatus
 from typing import Any
@@ -17,15 +17,15 @@ from service.health import health_router
 from service.readiness import Readiness
 from service.request_log import RequestLog, note
 from service.settings import ServiceSettings
-from service.store import Requests
+from service.store import RequestStore
 
 DESCRIPTION = (
-    "Takes requests for assistance and hands each one to the right team. A request that was "
-    "answered 202 is stored for good and is never lost."
+    "Accepts requests for assistance and delivers each one to the right team. A request that was "
+    "answered 202 is stored durably and is never lost."
 )
 
-#: Beside the statuses that each call names. It also keeps FastAPI from telling of its own 422: what
-#: is invalid is answered 400.
+#: Beside the statuses documented for each call. It also keeps FastAPI from documenting its own
+#: 422: invalid input is answered 400.
 ANY_OTHER_PROBLEM: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "Any other problem, such as 404 or 405",
@@ -59,7 +59,7 @@ def create_app(settings: ServiceSettings, client: Client, readiness: Readiness) 
         assistances_router(
             routing=settings.routing,
             keys=ApiKeys(settings.api_keys),
-            requests=Requests(
+            store=RequestStore(
                 client, client[settings.mongodb_database], settings.api_deadline_seconds
             ),
             readiness=readiness,
@@ -80,7 +80,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         route = getattr(request.scope.get("route"), "path", "")
-        # the framework names the methods of one function only, where a path has several
+        # the framework lists the methods of one function only; a path may have several
         if methods := request.app.openapi()["paths"].get(route):
             error.headers = {"Allow": ", ".join(sorted(methods)).upper()}
     return problems.from_http_exception(error).response(request.scope)

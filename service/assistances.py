@@ -1,4 +1,4 @@
-"""`/api/assistances`: who may call, and how a request is accepted."""
+"""`POST /api/assistances`: how a request is accepted."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,31 +19,26 @@ from service.idempotency import REPLAYED_HEADER, Receipt, idempotency_key, recei
 from service.readiness import Readiness
 from service.reading import add_reads
 from service.request_log import note
-from service.schemas import EXAMPLE_DESCRIPTION, EXAMPLE_PATH, PATH, Accepted
-from service.store import Requests
+from service.schemas import EXAMPLE_DESCRIPTION, PATH, Accepted, create_responses
+from service.store import RequestStore
 
 
 def assistances_router(
     *,
     routing: Routing,
     keys: ApiKeys,
-    requests: Requests,
+    store: RequestStore,
     readiness: Readiness,
     idempotency_window_seconds: float,
 ) -> APIRouter:
     topics = routing.topics
     wrong_topic = _wrong_topic(topics)
 
-    def is_routed(topic: Any) -> Any:
-        if topic not in topics:
-            raise wrong_topic
-        return topic
-
     class NewAssistance(BaseModel):
-        topic: Annotated[str, BeforeValidator(is_routed)] = Field(
+        topic: Annotated[str, _one_of(topics, wrong_topic)] = Field(
             examples=[topics[0]], json_schema_extra={"enum": list(topics)}
         )
-        description: Annotated[str, AfterValidator(_holds_a_word)] = Field(
+        description: Annotated[str, AfterValidator(_not_blank)] = Field(
             min_length=1,
             max_length=DESCRIPTION_LIMIT_CHARACTERS,
             description="more than white space",
@@ -64,32 +59,7 @@ def assistances_router(
         PATH,
         status_code=HTTPStatus.ACCEPTED,
         summary="Ask for assistance",
-        responses={
-            HTTPStatus.ACCEPTED.value: {
-                "description": "It is stored and will be handed over; it cannot be lost any more",
-                "headers": {
-                    "Location": {"schema": {"type": "string"}, "example": EXAMPLE_PATH},
-                    REPLAYED_HEADER: {
-                        "description": "There when this is the answer to an earlier call with the "
-                        "same `Idempotency-Key`",
-                        "schema": {"type": "string"},
-                        "example": "true",
-                    },
-                },
-            },
-            **problems.documented(
-                problems.invalid_request(
-                    [{"path": "body.topic", "code": "enum", "message": wrong_topic.message()}]
-                ),
-                problems.unauthorized(),
-                problems.request_in_progress(),
-                problems.body_too_large(16 * 1024),
-                problems.idempotency_key_reused(),
-                problems.internal_error(),
-                problems.unavailable("MongoDB does not answer; nothing was accepted"),
-                instance=PATH,
-            ),
-        },
+        responses=create_responses(wrong_topic.message()),
     )
     async def create(
         new: NewAssistance,
@@ -108,7 +78,7 @@ def assistances_router(
         )
         note(request.scope, request_id=request_id)
         if key is None:
-            await requests.insert(acceptance)
+            await store.insert(acceptance)
         else:
             ours = receipt(
                 caller=request.state.caller,
@@ -119,26 +89,26 @@ def assistances_router(
                 now=now,
                 window_seconds=idempotency_window_seconds,
             )
-            standing = _same_call(ours, await requests.insert_once(acceptance, ours))
-            if standing["request_id"] != request_id:
-                request_id = standing["request_id"]
+            stored = _same_call(ours, await store.insert_once(acceptance, ours))
+            if stored["request_id"] != request_id:
+                request_id = stored["request_id"]
                 note(request.scope, request_id=request_id, replayed=True)
                 response.headers[REPLAYED_HEADER] = "true"
         link = f"{PATH}/{request_id}"
         response.headers["Location"] = link
         return Accepted(id=UUID(request_id), status=Status.ACCEPTED, link=link)
 
-    add_reads(router, requests)
+    add_reads(router, store)
     return router
 
 
-def _same_call(ours: Receipt, standing: Receipt | None) -> Receipt:
-    """Raises Problem where the receipt that stands is another call's, or none yet."""
-    if standing is None:
+def _same_call(ours: Receipt, stored: Receipt | None) -> Receipt:
+    """Raises Problem when the stored receipt belongs to another call, or there is none yet."""
+    if stored is None:
         raise problems.request_in_progress()
-    if standing["fingerprint"] != ours["fingerprint"]:
+    if stored["fingerprint"] != ours["fingerprint"]:
         raise problems.idempotency_key_reused()
-    return standing
+    return stored
 
 
 def _wrong_topic(topics: Sequence[str]) -> PydanticKnownError:
@@ -147,7 +117,16 @@ def _wrong_topic(topics: Sequence[str]) -> PydanticKnownError:
     return PydanticKnownError("enum", {"expected": expected})
 
 
-def _holds_a_word(description: str) -> str:
+def _one_of(topics: Sequence[str], wrong_topic: PydanticKnownError) -> BeforeValidator:
+    def check(topic: Any) -> Any:
+        if topic not in topics:
+            raise wrong_topic
+        return topic
+
+    return BeforeValidator(check)
+
+
+def _not_blank(description: str) -> str:
     if not description.strip():
         raise PydanticCustomError("blank", "Should hold more than white space")
     return description

@@ -1,4 +1,4 @@
-"""The API's life: listen, get ready, answer until asked to stop, drain."""
+"""The API process: listen, get ready, answer until asked to stop, drain."""
 
 import asyncio
 import os
@@ -20,9 +20,9 @@ from service.settings import ServiceSettings
 
 async def serve(settings: ServiceSettings) -> None:
     """
-    Returns when everything that was asked has been answered, or the grace time is over.
+    Returns when all calls in progress have been answered, or the grace time is over.
 
-    Raises UnsuitableServer when MongoDB can never do what the API needs.
+    Raises UnsuitableServer when MongoDB lacks something that the API needs.
     """
     stop = Stop()
     stop.on_signals()
@@ -38,12 +38,12 @@ async def serve(settings: ServiceSettings) -> None:
 
 
 async def _let_end(preparing: asyncio.Task[None], grace_seconds: float) -> None:
-    """Past the grace time the process ends: an index may take hours, a frozen server for ever."""
+    """After the grace time the process ends, even during an index build or a hanging call."""
     try:
         await asyncio.wait_for(preparing, grace_seconds)
     except TimeoutError:
-        logger.warning("stopped while MongoDB was still preparing the collections")
-        # the driver's thread cannot be cancelled, and Python would wait for it at its exit
+        logger.warning("service.preparing_interrupted")
+        # the driver's thread cannot be cancelled, and Python would wait for it on exit
         os._exit(0)
 
 
@@ -51,7 +51,7 @@ async def _prepare(readiness: Readiness, stop: Stop) -> None:
     try:
         await readiness.prepare(stop)
     except BaseException:
-        # a process that can never get ready is to be seen dead, not half alive
+        # a process that cannot become ready must end rather than stay half alive
         stop.request()
         raise
 
@@ -75,7 +75,7 @@ class _Listener(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        # uvicorn would raise the signal again once it has drained, and the process would die of it
+        # after draining, uvicorn would raise the signal again, which would kill the process
         yield
 
     async def on_tick(self, counter: int) -> bool:

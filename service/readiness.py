@@ -1,4 +1,4 @@
-"""Whether the API can do its work now, and if not, why, in words."""
+"""Whether the API can accept requests now, and if not, why."""
 
 import pymongo
 from loguru import logger
@@ -16,17 +16,17 @@ from runtime.mongo import Client, Database, check_server, ensure_collection
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
-#: A frozen server is noticed soon; index builds, on the other hand, may take what they need.
+#: A frozen server is noticed soon. Index builds have no deadline.
 CHECK_TIMEOUT_SECONDS = 3.0
 
-#: Whoever probes gives up after a second or two, and should hear the reason before.
+#: Probes time out after a second or two and should get the reason before that.
 PROBE_TIMEOUT_SECONDS = 1.0
 
 
 class Readiness:
     """
-    why_not_prepared: what is missing until MongoDB has once been checked and its collections are
-    there; None from then on.
+    why_not_prepared: the reason why MongoDB has not been checked or lacks collections; None once
+    both are done.
     """
 
     def __init__(self, client: Client, database: Database) -> None:
@@ -36,25 +36,25 @@ class Readiness:
 
     async def prepare(self, stop: Stop) -> None:
         """
-        Check the server and create what is missing, as soon as it lets us.
+        Check the server and create missing collections and indexes, retrying while it is away.
 
-        Raises UnsuitableServer where waiting would not help.
+        Raises UnsuitableServer when retrying would not help.
         """
         for delay_seconds in growing_delays():
             try:
                 await self._prepare_once()
             except PyMongoError as error:
-                self._tell(f"MongoDB is not ready for the API ({_name(error)})")
+                self._note(f"MongoDB is not ready for the API ({_name(error)})")
             else:
                 self.why_not_prepared = None
-                logger.info("ready")
+                logger.info("service.ready")
                 return
             await stop.rest(delay_seconds)
             if stop.requested:
                 return
 
     async def why_not_ready(self) -> str | None:
-        """The reason why a call would be answered 503 now; None when it would not."""
+        """The reason why a call would be answered 503 now; None if it would be served."""
         if self.why_not_prepared is not None:
             return self.why_not_prepared
         try:
@@ -76,14 +76,14 @@ class Readiness:
         await ensure_collection(self._database, OUTBOX, indexes=INDEXES)
         await ensure_collection(self._database, IDEMPOTENCY_KEYS, indexes=IDEMPOTENCY_KEYS_INDEXES)
 
-    def _tell(self, reason: str) -> None:
-        # once a reason, not once a try
+    def _note(self, reason: str) -> None:
+        # once per reason, not per try
         if reason != self.why_not_prepared:
-            logger.warning(reason)
+            logger.warning("service.not_ready", reason=reason)
         self.why_not_prepared = reason
 
 
 def _name(error: PyMongoError) -> str:
-    """Its kind and code; the message holds the whole topology."""
+    """Type and code; the message repeats the whole topology."""
     code = getattr(error, "code", None)
     return type(error).__name__ if code is None else f"{type(error).__name__}, code {code}"

@@ -1,4 +1,4 @@
-"""What `/api/assistances` tells: one request, its timeline, and all of them page by page."""
+"""Reads of `/api/assistances`: one request, its timeline, and the list in pages."""
 
 from typing import Annotated
 from uuid import UUID
@@ -17,10 +17,10 @@ from service.schemas import (
     assistance,
     timeline_answer,
 )
-from service.store import Requests
+from service.store import RequestStore
 
 
-def add_reads(router: APIRouter, requests: Requests) -> None:
+def add_reads(router: APIRouter, store: RequestStore) -> None:
     invalid_id = problems.invalid_request(
         [{"path": "path.id", "code": "uuid_parsing", "message": "Should be a valid UUID"}]
     )
@@ -39,7 +39,7 @@ def add_reads(router: APIRouter, requests: Requests) -> None:
     )
     async def read(id: UUID, request: Request) -> Assistance:
         note(request.scope, request_id=str(id))
-        found = await requests.find(str(id))
+        found = await store.find(str(id))
         if found is None:
             raise problems.request_not_found()
         return assistance(found)
@@ -53,10 +53,10 @@ def add_reads(router: APIRouter, requests: Requests) -> None:
     )
     async def read_timeline(id: UUID, request: Request) -> Timeline:
         note(request.scope, request_id=str(id))
-        way = await requests.find_way(str(id))
-        if way is None:
+        history = await store.find_history(str(id))
+        if history is None:
             raise problems.request_not_found()
-        return timeline_answer(way.request, way.entries)
+        return timeline_answer(history.request, history.entries)
 
     @router.get(
         PATH,
@@ -77,7 +77,7 @@ def add_reads(router: APIRouter, requests: Requests) -> None:
     )
     async def find(filters: Annotated[Filters, Query()], request: Request) -> Page:
         # one more than is shown tells whether there is a next page
-        found = await requests.page(query_of(filters), filters.limit + 1)
+        found = await store.page(query_of(filters), filters.limit + 1)
         shown = found[: filters.limit]
         more = len(found) > len(shown)
         asked = request.query_params.multi_items()

@@ -1,4 +1,4 @@
-"""One line a call: what was asked, what came of it, how long it took. Never what people wrote."""
+"""One log line per call: route, status and duration, never what people wrote."""
 
 from time import monotonic
 from traceback import format_tb
@@ -9,19 +9,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.problems import internal_error
 
-#: Asked every few seconds by whatever watches the process.
+#: Called every few seconds by whatever monitors the process.
 PROBES = frozenset({"/livez", "/readyz"})
 
 SERVER_ERRORS = 500
 
 
 def note(scope: Scope, **fields: Any) -> None:
-    """Add fields to the line that this call will get, such as `request_id`."""
+    """Add fields, such as `request_id`, to the log line of this call."""
     scope["notes"].update(fields)
 
 
 class RequestLog:
-    """ASGI middleware, the outermost: whatever nobody caught is logged and answered 500 here."""
+    """The outermost ASGI middleware: it logs unhandled exceptions and answers them with 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class RequestLog:
 
 
 def _log_call(scope: Scope, status: int | None, *, duration_ms: float) -> None:
-    # the template, not the path: whatever a stranger types would end up in the log
+    # the template, not the path: anything that a client types would end up in the log
     route = getattr(scope.get("route"), "path", "unknown")
     if status is None or status >= SERVER_ERRORS:
         level = "WARNING"
@@ -64,13 +64,13 @@ def _log_call(scope: Scope, status: int | None, *, duration_ms: float) -> None:
         status=status,
         duration_ms=duration_ms,
         **scope["notes"],
-    ).log(level, "answered" if status is not None else "not answered")
+    ).log(level, "http.answered" if status is not None else "http.not_answered")
 
 
 def _log_defect(scope: Scope, error: Exception) -> None:
-    # its message is left out: a refused write, for one, quotes what it was to write
+    # without its message: a refused write, for example, quotes the document
     note(scope, error=type(error).__name__)
     code = getattr(error, "code", None)
     logger.bind(code=code, stack="".join(format_tb(error.__traceback__)), **scope["notes"]).error(
-        "a call failed on our side"
+        "http.failed"
     )

@@ -1,7 +1,12 @@
-"""What the API tells of a request: never what a third party said, a worker's name or a secret."""
+"""
+The API's answers and their documentation.
+
+An answer never holds what a third party said, the name of a worker, or a secret.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +20,8 @@ from assistance.delivery import (
     DeliveryState,
 )
 from assistance.request import Request, Status
+from service import problems
+from service.idempotency import REPLAYED_HEADER
 from service.timeline import Entry
 
 PATH = "/api/assistances"
@@ -23,8 +30,8 @@ EXAMPLE_ID = "0f5e2f6c-8f0c-4a7e-9a1e-5d0c9b1f7a10"
 EXAMPLE_PATH = f"{PATH}/{EXAMPLE_ID}"
 EXAMPLE_DESCRIPTION = "A customer asks for a quote for 40 seats"
 
-#: What an answer is made of; the rest of the document is not even read.
-TOLD: Mapping[str, Any] = dict.fromkeys(
+#: The fields that an answer is made of; the others are not even read.
+PUBLIC_FIELDS: Mapping[str, Any] = dict.fromkeys(
     (
         "topic",
         "description",
@@ -41,8 +48,8 @@ TOLD: Mapping[str, Any] = dict.fromkeys(
     True,
 )
 
-#: What a timeline for the API is made without.
-UNTOLD: Mapping[str, Any] = dict.fromkeys(
+#: The fields that are not read for a timeline in the API.
+HIDDEN_FIELDS: Mapping[str, Any] = dict.fromkeys(
     (
         "description",
         "deliveries.idempotency_key",
@@ -56,18 +63,49 @@ UNTOLD: Mapping[str, Any] = dict.fromkeys(
 class Accepted(BaseModel):
     id: UUID = Field(examples=[EXAMPLE_ID])
     status: Status = Field(examples=[Status.ACCEPTED])
-    link: str = Field(description="where its state can be asked for", examples=[EXAMPLE_PATH])
+    link: str = Field(description="where its state can be read", examples=[EXAMPLE_PATH])
+
+
+def create_responses(wrong_topic: str) -> dict[int | str, dict[str, Any]]:
+    """wrong_topic: the message for an unknown topic, which names the configured ones."""
+    accepted = {
+        "description": "It is stored and will be delivered; it can no longer be lost",
+        "headers": {
+            "Location": {"schema": {"type": "string"}, "example": EXAMPLE_PATH},
+            REPLAYED_HEADER: {
+                "description": "Present when this is the answer to an earlier call with the "
+                "same `Idempotency-Key`",
+                "schema": {"type": "string"},
+                "example": "true",
+            },
+        },
+    }
+    return {
+        HTTPStatus.ACCEPTED.value: accepted,
+        **problems.documented(
+            problems.invalid_request(
+                [{"path": "body.topic", "code": "enum", "message": wrong_topic}]
+            ),
+            problems.unauthorized(),
+            problems.request_in_progress(),
+            problems.body_too_large(16 * 1024),
+            problems.idempotency_key_reused(),
+            problems.internal_error(),
+            problems.unavailable("MongoDB does not answer; nothing was accepted"),
+            instance=PATH,
+        ),
+    }
 
 
 class Failure(BaseModel):
     destination: str = Field(examples=["slack"])
     reason: str = Field(
         description="`permanent`: it was refused, and no further attempt would help; "
-        "`attempts_used_up`: every attempt was made, and none succeeded",
+        "`attempts_used_up`: every attempt was made and none succeeded",
         examples=[PERMANENT],
     )
     code: str | None = Field(
-        description="what the last attempt ended with, for grouping", examples=["404"]
+        description="the result code of the last attempt, for grouping", examples=["404"]
     )
     message: str = Field(
         description="the same in words", examples=["slack refused it for good (404)"]
@@ -78,13 +116,13 @@ class DeliveryAnswer(BaseModel):
     destination: str = Field(examples=["slack"])
     channel: str = Field(examples=["slack"])
     state: str = Field(
-        description="`waiting`, `claimed` (in a worker's hand), `needs_decision` (a person has to "
-        "say whether it arrived), `succeeded` or `failed`",
+        description="`waiting`, `claimed` (by a worker), `needs_decision` (an operator has to "
+        "decide whether it arrived), `succeeded` or `failed`",
         examples=[DeliveryState.SUCCEEDED.value],
     )
-    attempts: int = Field(description="how many were begun", examples=[1])
+    attempts: int = Field(description="number of attempts started", examples=[1])
     next_attempt_at: datetime | None = Field(
-        description="not before then, while it is `waiting`; else null", examples=[None]
+        description="earliest time of the next attempt while `waiting`; else null", examples=[None]
     )
     failure: Failure | None = Field(description="why it `failed`; else null", examples=[None])
 
@@ -98,15 +136,15 @@ class Assistance(BaseModel):
     )
     created_at: datetime = Field(examples=["2026-11-23T10:15:30.123Z"])
     updated_at: datetime = Field(
-        description="when it was accepted, or one of its deliveries last closed or opened again",
+        description="when it was accepted, or when one of its deliveries last closed or reopened",
         examples=["2026-11-23T10:15:31.456Z"],
     )
     channels: list[str] = Field(
-        description="the kinds of third party that it goes to", examples=[["slack"]]
+        description="the kinds of third party that it is delivered to", examples=[["slack"]]
     )
-    attempts: int = Field(description="of all its deliveries together", examples=[1])
+    attempts: int = Field(description="sum over all its deliveries", examples=[1])
     failure: Failure | None = Field(
-        description="why it `failed`; where several deliveries did, the first one's. Else null",
+        description="why it `failed`: the first failed delivery's failure; else null",
         examples=[None],
     )
     deliveries: list[DeliveryAnswer] = Field(description="one for each destination of its topic")
@@ -130,7 +168,7 @@ class TimelineEntry(BaseModel):
         examples=["ended"],
     )
     subject: str = Field(
-        description="the destination or the event that it is about", examples=["slack, attempt 1"]
+        description="the destination or the event concerned", examples=["slack, attempt 1"]
     )
     detail: str = Field(description="the rest, in words", examples=["done, 200"])
 
@@ -144,7 +182,7 @@ class Timeline(BaseModel):
 
 
 def assistance(request: Request) -> Assistance:
-    """request: as it is read with `TOLD`."""
+    """request: as it is read with `PUBLIC_FIELDS`."""
     deliveries = [_delivery(delivery) for delivery in request["deliveries"]]
     failures = [delivery.failure for delivery in deliveries if delivery.failure is not None]
     failed = request["status"] == Status.FAILED

@@ -5,7 +5,7 @@ from typing import Any
 from rich.text import Text
 
 from runtime.terminal import escape_unprintable
-from service.way import Way
+from service.timeline import RequestHistory
 
 STYLES = {
     "accepted": "bold",
@@ -19,8 +19,8 @@ STYLES = {
 NO_TIME = " " * len("2026-11-23 10:15:30.123")
 
 
-def as_document(way: Way) -> dict[str, Any]:
-    request = way.request
+def as_document(history: RequestHistory) -> dict[str, Any]:
+    request = history.request
     return {
         "id": request["_id"],
         "topic": request["topic"],
@@ -28,18 +28,18 @@ def as_document(way: Way) -> dict[str, Any]:
         "status": request["status"],
         "created_at": request["created_at"],
         "updated_at": request["updated_at"],
-        "timeline": way.entries,
+        "timeline": history.entries,
     }
 
 
-def as_lines(way: Way) -> Text:
-    request = way.request
-    widest = max(len(entry.subject) for entry in way.entries)
+def as_lines(history: RequestHistory) -> Text:
+    request = history.request
+    widest = max(len(entry.subject) for entry in history.entries)
     lines = [
         Text(escape_unprintable(f"{request['_id']}  {request['topic']}  {request['status']}")),
         Text(escape_unprintable(request["description"]), style="italic"),
     ]
-    for entry in way.entries:
+    for entry in history.entries:
         time = entry.at.isoformat(" ", "milliseconds")[: len(NO_TIME)] if entry.at else NO_TIME
         lines.append(
             Text.assemble(

@@ -1,4 +1,4 @@
-"""Requests for assistance in MongoDB, as the API writes and reads them."""
+"""How the API writes and reads requests in MongoDB."""
 
 from dataclasses import dataclass
 
@@ -11,28 +11,28 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Client, Database, Session, in_transaction
 from service.idempotency import Receipt
 from service.listing import NEWEST_FIRST, Query
-from service.schemas import TOLD, UNTOLD
-from service.way import Way, look_up
+from service.schemas import HIDDEN_FIELDS, PUBLIC_FIELDS
+from service.timeline import RequestHistory, find_history
 
-#: Another transaction that is not over has written the same document.
+#: Another transaction, still open, has written the same document.
 WRITE_CONFLICT = 112
 
 
 class _KeyTakenError(Exception):
-    """Ends a transaction: another one has written the receipt of this key, or is writing it."""
+    """Ends a transaction: another one has written the receipt of this key, or is about to."""
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
+class RequestStore:
     client: Client
     database: Database
     deadline_seconds: float
 
     async def insert(self, acceptance: Acceptance) -> None:
         """
-        The request and its events, both or neither; committed by a majority when this returns.
+        Write the request and its events, all or none; committed by a majority when this returns.
 
-        Raises CommitUnknown where no answer came in time, PyMongoError where nothing was written.
+        Raises CommitUnknown when no answer came in time, PyMongoError when nothing was written.
         """
         await in_transaction(
             self.client,
@@ -42,14 +42,14 @@ class Requests:
 
     async def insert_once(self, acceptance: Acceptance, receipt: Receipt) -> Receipt | None:
         """
-        The same together with its receipt, unless the key has one: the receipt that stands, which
-        may be an earlier request's. None while another call with this key is being answered.
+        Write the request with its events and its receipt, unless the key already has a receipt.
 
-        Raises what `insert` raises.
+        Returns the stored receipt, which may be an earlier request's, or None while another call
+        with this key is in progress. Raises what `insert` raises.
         """
 
         async def write(session: Session) -> None:
-            # first, so that of two calls at once one ends before it has written anything
+            # first, so that of two concurrent calls one ends before it has written anything
             await self._insert_receipt(receipt, session)
             await self._insert(acceptance, session)
 
@@ -64,24 +64,23 @@ class Requests:
         """Raises PyMongoError when MongoDB does not answer in time."""
         with pymongo.timeout(self.deadline_seconds):
             found: Request | None = await self.database[ASSISTANCES].find_one(
-                {"_id": request_id}, TOLD
+                {"_id": request_id}, PUBLIC_FIELDS
             )
             return found
 
     async def page(self, query: Query, limit: int) -> list[Request]:
-        """The first of what the query finds, the newest first. Raises as `find` does."""
+        """Up to `limit` requests, the newest first. Raises PyMongoError as `find` does."""
         with pymongo.timeout(self.deadline_seconds):
-            found: list[Request] = (
-                await self.database[ASSISTANCES]
-                .find(query.criteria, TOLD, sort=NEWEST_FIRST, hint=query.index, limit=limit)
-                .to_list(limit)
+            cursor = self.database[ASSISTANCES].find(
+                query.criteria, PUBLIC_FIELDS, sort=NEWEST_FIRST, hint=query.index, limit=limit
             )
+            found: list[Request] = await cursor.to_list(limit)
             return found
 
-    async def find_way(self, request_id: str) -> Way | None:
-        """The request and its events, for a timeline. Raises as `find` does."""
+    async def find_history(self, request_id: str) -> RequestHistory | None:
+        """The request and its timeline. Raises PyMongoError as `find` does."""
         with pymongo.timeout(self.deadline_seconds):
-            return await look_up(self.database, request_id, UNTOLD)
+            return await find_history(self.database, request_id, HIDDEN_FIELDS)
 
     async def _insert(self, acceptance: Acceptance, session: Session) -> None:
         await self.database[ASSISTANCES].insert_one(acceptance.request, session=session)
@@ -98,6 +97,6 @@ class Requests:
             raise
 
     async def _find_receipt(self, receipt_id: str) -> Receipt | None:
-        """None until a majority has it: before that it might still be undone."""
+        """None until a majority has it: until then it could be rolled back."""
         found: Receipt | None = await self.database[IDEMPOTENCY_KEYS].find_one({"_id": receipt_id})
         return found

@@ -1,17 +1,20 @@
-"""One request's way, from its document and its events alone: what happened, and what comes next."""
+"""One request's history, from its document and its events: what happened, and what comes next."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
 from assistance import events
 from assistance.books import EVENT_TYPES, events_by_id, seq_of
+from assistance.collection import ASSISTANCES
 from assistance.delivery import Delivery, next_look_at
 from assistance.request import Request
 from assistance.waiting import Reason, why_waiting
+from outbox.collection import OUTBOX
 from outbox.state import State
+from runtime.mongo import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,36 @@ class Entry:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class RequestHistory:
+    request: Request
+    entries: Sequence[Entry]
+
+
+async def find_history(
+    database: Database, request_id: str, projection: Mapping[str, Any] | None = None
+) -> RequestHistory | None:
+    """
+    projection: fields of the request to leave out; a field that was not read cannot be shown.
+
+    Raises PyMongoError.
+    """
+    request: Request | None = await database[ASSISTANCES].find_one({"_id": request_id}, projection)
+    if request is None:
+        return None
+    its_events = await database[OUTBOX].find({"key": request_id}, {"payload": False}).to_list(None)
+    return RequestHistory(request, timeline(request, its_events, now=datetime.now(UTC)))
+
+
 def timeline(
     request: Request, outbox_documents: Sequence[Mapping[str, Any]], *, now: datetime
 ) -> list[Entry]:
     """
     In the order of time; what comes next stands at the end.
 
-    Events of other writers, which may have the same key, are left out. One that has a type of ours
-    but no number in the request's order was written by a foreign hand: it is shown, and says so.
+    Events of other applications, which may have the same key, are left out. One that has a type of
+    ours but no number in the request's order was written by another application: it is shown, and
+    marked as such.
     """
     ours = [document for document in outbox_documents if document.get("type") in EVENT_TYPES]
     in_order = sorted(ours, key=lambda document: seq_of(document) or 0)
@@ -66,7 +91,9 @@ def _removed(request: Request, found: int) -> Iterator[Entry]:
 def _event(document: Mapping[str, Any]) -> Iterator[Entry]:
     subject = _subject(document)
     seq = seq_of(document)
-    which = "event without a number, written by a foreign hand" if seq is None else f"event {seq}"
+    which = (
+        "event without a number, written by another application" if seq is None else f"event {seq}"
+    )
     created_at = document.get("created_at")
     at = created_at if isinstance(created_at, datetime) else None
     yield Entry(at, "appended", subject, which)
@@ -90,7 +117,7 @@ def _subject(document: Mapping[str, Any]) -> str:
 def _attempts(delivery: Delivery) -> Iterator[Entry]:
     for attempt in delivery["attempts"]:
         subject = f"{delivery['destination']}, attempt {attempt['number']}"
-        # whoever asks over HTTP is not told which host it was
+        # absent when the history is read for the API, which does not show hosts
         worker = attempt.get("worker")
         by = f"by worker {worker}" if worker else ""
         yield Entry(attempt["started_at"], "started", subject, by)
@@ -119,7 +146,7 @@ def _next(
 _WITHOUT_A_DATE = {
     Reason.TO_BE_PUBLISHED: "the relay publishes it",
     Reason.NOT_ACCEPTING: "it goes on as soon as its destination does",
-    Reason.NEEDS_DECISION: "nobody knows whether it arrived, and a person says what follows",
+    Reason.NEEDS_DECISION: "it is not known whether it arrived; an operator decides",
 }
 
 
@@ -129,23 +156,23 @@ def _what_comes(
     look_at = next_look_at(delivery)
     match reason:
         case Reason.QUEUED:
-            return None, f"a worker takes it up; if none does, a new hint follows {_at(look_at)}"
+            return None, f"a worker takes it; if none does, a new hint follows {_at(look_at)}"
         case Reason.IN_FLIGHT:
-            return None, f"a worker hands it over; its claim ends {_at(delivery['lease_until'])}"
+            return None, f"a worker is delivering it; its claim ends {_at(delivery['lease_until'])}"
         case Reason.DUE_LATER:
             return delivery["due_at"], "the reconciler wakes a worker then"
         case Reason.DUE:
             return look_at, "the reconciler wakes a worker"
         case Reason.CLAIM_EXPIRED:
-            return look_at, "its worker is gone, and the reconciler wakes another"
+            return look_at, "its worker is gone; the reconciler wakes another"
         case Reason.TO_BE_PUBLISHED | Reason.NOT_ACCEPTING | Reason.NEEDS_DECISION:
             return None, _WITHOUT_A_DATE[reason]
         case Reason.HELD:
             return hint.get("retry_at"), f"the relay tries it again ({hint.get('reason')})"
         case Reason.PARKED | Reason.DISCARDED:
-            return None, f"a person decides ({hint.get('reason')})"
+            return None, f"an operator decides ({hint.get('reason')})"
         case Reason.OVERDUE | Reason.NONE:
-            return look_at, "nobody has seen to it since; does the reconciler run?"
+            return look_at, "it was not picked up: check that the reconciler is running"
 
 
 def _at(moment: datetime | None) -> str:

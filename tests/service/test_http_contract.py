@@ -374,7 +374,7 @@ def test_a_defect_of_ours_tells_nothing_of_itself(
     (defect,) = defects()
     assert defect["error"] == "OperationFailure"
     assert defect["code"] == 8000
-    assert "requests.py" in defect["stack"]
+    assert "store.py" in defect["stack"]
     assert description not in service.process.output()
 
 

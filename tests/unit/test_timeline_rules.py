@@ -49,10 +49,10 @@ CLAIMED = {
     ("delivery", "hint", "after", "at", "detail"),
     [
         ({}, {}, MINUTE, None, "hint to be published: the relay"),
-        ({}, PUBLISHED, MINUTE / 2, None, "queued: a worker takes it up"),
+        ({}, PUBLISHED, MINUTE / 2, None, "queued: a worker takes it;"),
         ({}, PUBLISHED, MINUTE, BORN + MINUTE, "due: the reconciler wakes"),
-        ({}, PUBLISHED, 9 * MINUTE, BORN + MINUTE, "overdue: nobody has seen to it"),
-        (CLAIMED, PUBLISHED, MINUTE, None, "in flight: a worker hands it over"),
+        ({}, PUBLISHED, 9 * MINUTE, BORN + MINUTE, "overdue: it was not picked up"),
+        (CLAIMED, PUBLISHED, MINUTE, None, "in flight: a worker is delivering it"),
         (CLAIMED, PUBLISHED, 2 * MINUTE, BORN + 2 * MINUTE, "claim expired: its worker is gone"),
         ({"due_at": BORN + 2 * MINUTE}, PUBLISHED, MINUTE, BORN + 2 * MINUTE, "due later: the"),
         (
@@ -62,7 +62,13 @@ CLAIMED = {
             BORN + MINUTE,
             "hint held: the relay tries it again (NO_ROUTE)",
         ),
-        ({}, {"state": "parked", "reason": "too large"}, MINUTE, None, "a person decides (too l"),
+        (
+            {},
+            {"state": "parked", "reason": "too large"},
+            MINUTE,
+            None,
+            "an operator decides (too l",
+        ),
     ],
 )
 def test_what_comes_next_is_told_wherever_a_delivery_stands(
@@ -130,7 +136,7 @@ def test_an_event_of_ours_that_a_foreign_hand_wrote_is_shown_as_such(
     request, documents = accepted()
     foreign = {"_id": {"not": "ours"}, "key": request["_id"], "type": "delivery_due", **seq}
     told = timeline(request, [foreign, *documents], now=BORN)
-    (shown,) = [entry for entry in told if "foreign hand" in entry.detail]
+    (shown,) = [entry for entry in told if "another application" in entry.detail]
     assert shown.what == "appended"
     told.remove(shown)
     assert told == timeline(request, documents, now=BORN)

@@ -30,6 +30,7 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Database
 from runtime.operations import OPERATION_ITEMS, OPERATIONS, Operator
 from runtime.shutdown import Stop
+from sandbox.server_process import leash, let_go
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, slack_settings
 from tests.support.operating import database_of, fail_many, json_of, run_command
@@ -399,6 +400,7 @@ class Terminal:
             stderr=its,
             start_new_session=True,
         )
+        self._leash = leash("kill", "-s", "KILL", str(self.process.pid))
         os.close(its)
         os.set_blocking(self._ours, False)
         self._seen = ""
@@ -409,6 +411,7 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+        let_go(self._leash)
         os.close(self._ours)
 
     def wait_for(self, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.processes import leashed
 from tests.support.third_parties import ThirdParties, read_addresses
 
 DEADLINE_SECONDS = 5
@@ -571,9 +572,12 @@ def test_the_page_carries_all_it_needs(third_parties: ThirdParties) -> None:
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_ends_within_a_second_though_callers_hang(asked: signal.Signals) -> None:
     command = [sys.executable, "-m", "sandbox.third_parties"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        leashed(process),
+    ):
         assert process.stdout is not None
         assert process.stderr is not None
         parties = ThirdParties(read_addresses(process.stdout.readline()))

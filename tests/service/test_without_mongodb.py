@@ -16,6 +16,7 @@ from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports
 from sandbox.servers import installed_mongod
 from tests.conftest import RunProcess
+from tests.support.processes import leashed
 from tests.support.running_service import OLD_BODY, PATH, RunningService, start_service
 from tests.support.waiting import wait_until
 
@@ -142,12 +143,13 @@ def standalone_mongod(folder: Path) -> Iterator[str]:
         ]
     )
     try:
-        wait_until(
-            lambda: log.exists() and "Waiting for connections" in log.read_text(),
-            "mongod listens",
-            deadline_seconds=30,
-        )
-        yield f"mongodb://127.0.0.1:{port}/"
+        with leashed(process):
+            wait_until(
+                lambda: log.exists() and "Waiting for connections" in log.read_text(),
+                "mongod listens",
+                deadline_seconds=30,
+            )
+            yield f"mongodb://127.0.0.1:{port}/"
     finally:
         process.kill()
         process.wait()

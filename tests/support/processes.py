@@ -5,18 +5,21 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from sandbox.server_process import leash, let_go
 from tests.support.waiting import wait_until
 
-#: Loaded once by a server that each of our processes is forked from: otherwise more than half a
-#: second of a processor would go into the imports of every start.
+#: Test-speed hack: loaded once by a server that each of our processes is forked from. Otherwise the
+#: imports of every start would take more than half a second of CPU time.
 PRELOADED = [
     "consumers.channels.email",
     "consumers.channels.slack",
@@ -46,12 +49,15 @@ class OurProcess:
     environment: Mapping[str, str]
     log: Path
     process: multiprocessing.process.BaseProcess = field(init=False)
+    _leash: subprocess.Popen[bytes] | None = field(init=False)
 
     def __post_init__(self) -> None:
         environment = bare_environment() | dict(self.environment)
         self.log.touch()
         self.process = forks.Process(target=become, args=(self.arguments, environment, self.log))
         self.process.start()
+        # a killed test runner ends neither the fork server nor its forks, which hold its pipe
+        self._leash = leash("kill", "-s", "KILL", "--", str(self.pid), f"-{self.pid}")
 
     @property
     def name(self) -> str:
@@ -79,6 +85,12 @@ class OurProcess:
         """SIGKILL, and wait until it is gone."""
         self.process.kill()
         self.process.join()
+        self._unleash()
+
+    def _unleash(self) -> None:
+        if self._leash is not None:
+            let_go(self._leash)
+            self._leash = None
 
     def wait_exit(self, deadline_seconds: float = 30) -> int:
         self.process.join(deadline_seconds)
@@ -87,6 +99,7 @@ class OurProcess:
                 f"waited {deadline_seconds:g} s in vain until {self.name} exits; its last lines:\n"
                 f"{self.last_lines()}"
             )
+        self._unleash()
         return self.exit_code
 
     def wait_log(self, text: str, *, after: int = 0, deadline_seconds: float = 30) -> int:
@@ -141,6 +154,16 @@ def become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Path
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def leashed(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Kill `process` also when the process that runs the tests is killed."""
+    held = leash("kill", "-s", "KILL", str(process.pid))
+    try:
+        yield
+    finally:
+        let_go(held)
 
 
 def group_members(group: int) -> list[psutil.Process]:

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.processes import leashed
+
 STOP_SECONDS = 5
 
 
@@ -63,7 +65,7 @@ class ThirdParties:
 @contextmanager
 def running_third_parties() -> Iterator[ThirdParties]:
     command = [sys.executable, "-m", "sandbox.third_parties"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, leashed(process):
         try:
             assert process.stdout is not None
             client = ThirdParties(read_addresses(process.stdout.readline()))

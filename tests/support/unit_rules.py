@@ -28,13 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if folder == "unit":
             item.add_marker("unit")
-            if forbidden := sorted(SERVER_FIXTURES & fixtures):
-                raise pytest.UsageError(
-                    f"{item.nodeid} is a unit test and asks for {', '.join(forbidden)}: move it "
-                    "out of tests/unit"
-                )
-        else:
+        if item.get_closest_marker("unit") is None:
             item.add_marker("servers")
+        elif forbidden := sorted(SERVER_FIXTURES & fixtures):
+            raise pytest.UsageError(
+                f"{item.nodeid} is a unit test and asks for {', '.join(forbidden)}: "
+                "move it out of tests/unit"
+            )
         if folder == "chaos":
             item.add_marker("chaos")
 

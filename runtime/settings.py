@@ -2,17 +2,26 @@
 Settings: one table a process, checked at boot, every problem named at once.
 
 A process' table is a subclass of the parts below; names are environment variables in upper case,
-also read from a file `.env` in the working directory.
+also read from a file `.env` in the working directory. `NAME_FILE` names a file that holds the value
+of `NAME`: this is how secrets are mounted into a container.
 """
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
@@ -81,6 +90,67 @@ class SettingsTable(BaseSettings):
         enable_decoding=False,
         hide_input_in_errors=True,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        _ = file_secret_settings
+        files = NamedFiles(settings_cls, _variables(env_settings, dotenv_settings))
+        return init_settings, env_settings, dotenv_settings, files
+
+
+class NamedFiles(PydanticBaseSettingsSource):
+    """`NAME_FILE`: the value of `NAME` is what the file holds, without the white space around."""
+
+    def __init__(self, table: type[BaseSettings], variables: Mapping[str, str]) -> None:
+        super().__init__(table)
+        self._variables = variables
+        #: what is wrong with the files, one line a problem, without their content
+        self.problems: list[str] = []
+        self._values = dict(self._read())
+
+    def __call__(self) -> dict[str, Any]:
+        return self._values
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        _ = field
+        return self._values.get(field_name), field_name, False
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        for field in self.settings_cls.model_fields:
+            name = variable_name(self.settings_cls, field)
+            path = self._variables.get(f"{name}_FILE".lower())
+            if path is None:
+                continue
+            if name.lower() in self._variables:
+                self.problems.append(f"{name} and {name}_FILE are both set: remove one of them")
+                continue
+            try:
+                value = Path(path).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+                self.problems.append(f"{name}_FILE: {path} cannot be read: {reason}")
+                continue
+            if value:
+                yield field, value
+            else:
+                self.problems.append(f"{name}_FILE: {path} is empty")
+
+
+def _variables(*sources: PydanticBaseSettingsSource) -> dict[str, str]:
+    """Every variable of the sources, by its name in lower case; the first source wins."""
+    found: dict[str, str] = {}
+    for source in reversed(sources):
+        if isinstance(source, EnvSettingsSource):
+            given = source.env_vars.items()
+            found |= {name.lower(): value for name, value in given if value}
+    return found
 
 
 class ProcessSettings(SettingsTable):
@@ -158,10 +228,23 @@ def load_settings(table: type[Settings], process: str) -> Settings:
 
 def read_settings(table: type[Settings]) -> Settings | list[str]:
     """The settings, or one line a problem; no line repeats a value, which may be secret."""
+    problems = _problems_with_files(table)
     try:
-        return table()
+        settings = table()
     except ValidationError as error:
-        return [_problem(table, detail) for detail in error.errors(include_input=False)]
+        named = {problem.split("_FILE")[0].split(" ")[0] for problem in problems}
+        for detail in error.errors(include_input=False):
+            missing = detail["type"] == "missing" and len(detail["loc"]) == 1
+            # the line on its file says more
+            if not (missing and variable_name(table, str(detail["loc"][0])) in named):
+                problems.append(_problem(table, detail))
+        return problems
+    return problems or settings
+
+
+def _problems_with_files(table: type[SettingsTable]) -> list[str]:
+    variables = _variables(EnvSettingsSource(table), DotEnvSettingsSource(table))
+    return NamedFiles(table, variables).problems
 
 
 def refuse_settings(process: str, problems: Sequence[str]) -> NoReturn:
@@ -180,10 +263,10 @@ def _problem(table: type[SettingsTable], detail: Any) -> str:
     if detail["type"] == "missing":
         known = table.model_fields.get(field)
         meaning = f" ({known.description})" if known and known.description else ""
-        return f"{name} is missing{meaning}"
+        return f"{name} is missing{meaning}; give it or {name}_FILE"
     return f"{name}: {message}"
 
 
-def variable_name(table: type[SettingsTable], field: str) -> str:
+def variable_name(table: type[BaseSettings], field: str) -> str:
     prefix = table.model_config.get("env_prefix") or ""
     return f"{prefix}{field}".upper()

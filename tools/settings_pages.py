@@ -156,9 +156,10 @@ PAGE = """\
 # Settings
 
 Every setting is an environment variable. A file `.env` in the working directory is read too; the
-environment wins. An empty value counts as none. Each process checks its own settings when it
-starts: with a wrong one it does not start, names every problem at once, and exits with code 78.
-No message repeats a value.
+environment wins. An empty value counts as none. `NAME_FILE` instead of `NAME` names a file that
+holds the value, which is how secrets are mounted into a container; giving both is an error.
+Each process checks its own settings when it starts: with a wrong one it does not start, names every
+problem at once, and exits with code 78. No message repeats a value.
 
 `slack` and `email` are the workers of the two destinations that are there by default. What a
 channel needs is read with the destination's name in front: a further destination `slack-emea` of

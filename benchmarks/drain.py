@@ -86,7 +86,7 @@ def make_ready(field: Field, process: ServerProcess) -> None:
         field.append(1, state="pending")
         return bool(field.depth())
 
-    wait_until(arrives, f"{process.name} passes an event on", rest_seconds=0.1)
+    wait_until(arrives, f"{process.name} passes an event on", max_pause_seconds=0.1)
     last_depth = -1
 
     def all_arrived() -> bool:
@@ -94,7 +94,7 @@ def make_ready(field: Field, process: ServerProcess) -> None:
         before, last_depth = last_depth, field.depth()
         return before == last_depth
 
-    wait_until(all_arrived, f"{process.name} has passed on the rest", rest_seconds=0.3)
+    wait_until(all_arrived, f"{process.name} has passed on the rest", max_pause_seconds=0.3)
 
 
 def _drain(field: Field, contender: Contender, count: int, *, marks: bool) -> Drain:

@@ -4,17 +4,19 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pika
 import psutil
 from pymongo import MongoClient
 
+from sandbox import waiting
 from sandbox.mongodb import LocalMongo
 from sandbox.rabbitmq import LocalRabbit
 from sandbox.servers import Servers
@@ -30,23 +32,13 @@ SEED_BATCH = 10_000
 QUIET_SHARE = 0.06
 QUIET_DEADLINE_SECONDS = 4.0
 
-Seen = TypeVar("Seen")
-
 
 class MeasurementFailed(Exception):
     """What was awaited did not come; says what, and where the log lies."""
 
 
-def wait_until(
-    look: Callable[[], Seen], what: str, *, deadline_seconds: float = 30, rest_seconds: float = 0.01
-) -> Seen:
-    """Return the first true value of `look`. Raises MeasurementFailed."""
-    end = time.monotonic() + deadline_seconds
-    while not (seen := look()):
-        if time.monotonic() > end:
-            raise MeasurementFailed(f"waited {deadline_seconds:g} s in vain until {what}")
-        time.sleep(rest_seconds)
-    return seen
+#: Pauses are short: what is measured must not wait for its observer.
+wait_until = partial(waiting.wait_until, max_pause_seconds=0.01, error=MeasurementFailed)
 
 
 @dataclass

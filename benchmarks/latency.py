@@ -93,7 +93,7 @@ def _write_paced(
         lambda: committed.keys() <= consumer.look().keys(),
         "every event has arrived",
         deadline_seconds=60,
-        rest_seconds=0.1,
+        max_pause_seconds=0.1,
     )
     return committed
 

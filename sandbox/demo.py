@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from sandbox import waiting
 from sandbox.rabbitmq import GivenRabbit
 from sandbox.stack import Say, Stack
 
@@ -221,8 +222,4 @@ def audit(stack: Stack) -> dict[str, Any]:
 
 
 def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + SETTLED_SECONDS
-    while not is_so():
-        if time.monotonic() > end:
-            raise DemoFailed(f"waited {SETTLED_SECONDS} s in vain until {what}")
-        time.sleep(0.1)
+    waiting.wait_until(is_so, what, deadline_seconds=SETTLED_SECONDS, error=DemoFailed)

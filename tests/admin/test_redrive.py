@@ -31,12 +31,12 @@ from runtime.mongo import Database
 from runtime.operations import OPERATION_ITEMS, OPERATIONS, Operator
 from runtime.shutdown import Stop
 from sandbox.server_process import leash, let_go
+from sandbox.waiting import wait_until, wait_until_async
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, slack_settings
 from tests.support.operating import database_of, fail_many, json_of, run_command
 from tests.support.processes import bare_environment
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until, wait_until_async
 
 ANN = Operator("ann", "Slack is back")
 POLICY = RetryPolicy(delays_seconds=(), jitter_ratio=0.0)
@@ -50,7 +50,7 @@ async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
         yield database
 
 
-class HandOver:
+class RelayAndWorker:
     """Relay and worker in one: claims what a pending hint wakes, and answers by rule."""
 
     def __init__(self, database: Database, verdicts: dict[str, Verdict]) -> None:
@@ -76,10 +76,12 @@ class HandOver:
 
 
 @asynccontextmanager
-async def handed_over(database: Database, verdicts: dict[str, Verdict]) -> AsyncIterator[HandOver]:
-    hand_over = HandOver(database, verdicts)
-    working = asyncio.create_task(hand_over.work())
-    yield hand_over
+async def relay_and_worker(
+    database: Database, verdicts: dict[str, Verdict]
+) -> AsyncIterator[RelayAndWorker]:
+    at_work = RelayAndWorker(database, verdicts)
+    working = asyncio.create_task(at_work.work())
+    yield at_work
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 
@@ -121,9 +123,9 @@ async def test_a_thousand_letters_of_which_a_tenth_fails_again(
     failing: dict[str, Verdict] = dict.fromkeys(request_ids[5::10], Never("404"))
     keys = {deliveries.delivery(id)["idempotency_key"] for id in request_ids[:3]}
     held = await begun(database)
-    async with handed_over(database, failing) as hand_over:
+    async with relay_and_worker(database, failing) as at_work:
         running = asyncio.create_task(redrive(database, held).run())
-        await wait_until_async(lambda: len(hand_over.calls) > 50, "some are sent")
+        await wait_until_async(lambda: len(at_work.calls) > 50, "some are sent")
         with pytest.raises(NotFree, match=r"asked for by ann .* is running"):
             await begun(database)
         await running
@@ -133,9 +135,9 @@ async def test_a_thousand_letters_of_which_a_tenth_fails_again(
     assert {item["request_id"] for item in found if item["state"] == "succeeded"} == set(
         request_ids
     ) - set(failing)
-    assert len(hand_over.calls) == 1000
-    assert set(hand_over.calls.values()) == {1}
-    assert keys <= set(hand_over.calls)
+    assert len(at_work.calls) == 1000
+    assert set(at_work.calls.values()) == {1}
+    assert keys <= set(at_work.calls)
     operation = await redrive_job.find(database, held.asked["_id"])
     assert (operation["who"], operation["why"], operation["state"]) == (*_of(ANN), "done")
     assert operation["result"] == {"failed_again": 100, "succeeded": 900}
@@ -161,7 +163,7 @@ async def test_a_redriven_delivery_keeps_its_history_and_has_all_its_attempts_ag
     (request_id,) = fail_many(deliveries, 1)
     before = deliveries.delivery(request_id)
     held = await begun(database)
-    async with handed_over(database, {}):
+    async with relay_and_worker(database, {}):
         await redrive(database, held).run()
     after = deliveries.delivery(request_id)
     assert after["idempotency_key"] == before["idempotency_key"]
@@ -181,17 +183,17 @@ async def test_a_canary_that_fails_keeps_the_rest_back_until_somebody_resumes(
 ) -> None:
     request_ids = fail_many(deliveries, 5)
     held = await begun(database)
-    async with handed_over(database, {request_ids[0]: Never("404")}) as hand_over:
+    async with relay_and_worker(database, {request_ids[0]: Never("404")}) as at_work:
         await redrive(database, held).run()
         operation = await redrive_job.find(database, held.asked["_id"])
         assert operation["state"] == "paused"
         assert operation["reason"] == "the first one came back: failed_again"
-        assert len(hand_over.calls) == 1
+        assert len(at_work.calls) == 1
         with pytest.raises(NotFree, match=r"is paused .* resume or cancel it"):
             await begun(database)
         resumed = await redrive_job.take_over(database, held.asked["_id"], ANN)
         await redrive(database, resumed).run()
-        assert hand_over.calls.total() == 5
+        assert at_work.calls.total() == 5
     assert (await redrive_job.find(database, held.asked["_id"]))["result"] == {
         "failed_again": 1,
         "succeeded": 4,
@@ -204,12 +206,12 @@ async def test_a_redrive_stops_itself_when_failures_return(
     request_ids = fail_many(deliveries, 300)
     down: dict[str, Verdict] = dict.fromkeys(request_ids[20:], Never("503"))
     held = await begun(database)
-    async with handed_over(database, down) as hand_over:
+    async with relay_and_worker(database, down) as at_work:
         await redrive(database, held).run()
     operation = await redrive_job.find(database, held.asked["_id"])
     assert operation["state"] == "paused"
     assert operation["reason"].startswith("failures return")
-    assert len(hand_over.calls) < 300
+    assert len(at_work.calls) < 300
     assert len(items(deliveries, "planned")) > 0
     await redrive_job.cancel(database, held.asked["_id"], ANN)
     assert not items(deliveries, "planned")
@@ -223,10 +225,10 @@ async def test_a_command_that_died_is_followed_by_another_and_nothing_is_sent_tw
 ) -> None:
     request_ids = fail_many(deliveries, 40)
     held = await begun(database)
-    async with handed_over(database, {}) as hand_over:
+    async with relay_and_worker(database, {}) as at_work:
         slowly = Manner(rate_per_second=10.0, patience_seconds=20.0)
         dying = asyncio.create_task(redrive(database, held, slowly).run())
-        await wait_until_async(lambda: len(hand_over.calls) > 3, "some are sent")
+        await wait_until_async(lambda: len(at_work.calls) > 3, "some are sent")
         dying.cancel()
         await asyncio.gather(dying, return_exceptions=True)
         with pytest.raises(NotFree, match="is running"):
@@ -238,8 +240,8 @@ async def test_a_command_that_died_is_followed_by_another_and_nothing_is_sent_tw
         heir = await redrive_job.take_over(database, held.asked["_id"], ANN)
         # the dead one was only frozen, and goes on beside its heir
         await asyncio.gather(redrive(database, held).run(), redrive(database, heir).run())
-    assert len(hand_over.calls) == len(request_ids)
-    assert set(hand_over.calls.values()) == {1}
+    assert len(at_work.calls) == len(request_ids)
+    assert set(at_work.calls.values()) == {1}
     assert {item["state"] for item in items(deliveries)} == {"succeeded"}
 
 

@@ -13,11 +13,11 @@ from consumers.maintenance.reconciler import Reconciler
 from outbox.collection import OUTBOX
 from runtime.operations import OPERATIONS, NothingToDo, Operator
 from runtime.shutdown import Stop
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, slack_settings
 from tests.support.operating import database_of, run_command
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 ANN = Operator("ann", "the broker's disk is gone")
 

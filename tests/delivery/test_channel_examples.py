@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import CHANNEL_OF, Deliveries
 from tests.support.paths import REPOSITORY
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 EXAMPLE = REPOSITORY / "docs" / "examples" / "apprise_channel"
 

@@ -7,11 +7,11 @@ import pika
 import pytest
 
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, slack_settings
 from tests.support.processes import OurProcess
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from runtime.settings import RabbitSettings
 from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until, wait_until_async
 from tests.conftest import RunProcess
 from tests.support.deliveries import (
     RETRY_DELAYS_SECONDS,
@@ -32,7 +33,6 @@ from tests.support.deliveries import (
 )
 from tests.support.processes import OurProcess
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until, wait_until_async
 
 RECEIVING = "queue.receiving"
 ATTEMPTS = len(RETRY_DELAYS_SECONDS) + 1

@@ -27,13 +27,13 @@ from runtime.operations import Operator
 from runtime.shutdown import Stop
 from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.delivery.test_delivery import Stage, lines, stop
 from tests.support.deliveries import Deliveries
 from tests.support.monitoring import Monitoring
 from tests.support.processes import bare_environment
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 SLACK = "slack"
 OPERATOR = Operator("ann", "the workspace is moving")

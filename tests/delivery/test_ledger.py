@@ -26,8 +26,8 @@ from consumers.delivery.ledger import (
 from consumers.delivery.updates import change, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, close, ensure_collection, open_client
+from sandbox.waiting import wait_until_async
 from tests.support.deliveries import Deliveries
-from tests.support.waiting import wait_until_async
 
 POLICY = RetryPolicy(delays_seconds=(5.0, 30.0), jitter_ratio=0.0)
 SLACK = "slack"

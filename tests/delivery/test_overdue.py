@@ -9,10 +9,10 @@ from assistance.collection import ASSISTANCES, NEWEST_OF_STATUS
 from consumers.maintenance.overdue import overdue
 from outbox.collection import OUTBOX
 from sandbox.ports import free_ports
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries
 from tests.support.operating import database_of, fail_many, json_of, run_command
-from tests.support.waiting import wait_until
 
 TARGET_SECONDS = 900.0
 

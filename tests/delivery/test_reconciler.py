@@ -18,9 +18,9 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Database, close, ensure_collection, open_client, retry_while_unavailable
 from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
+from sandbox.waiting import wait_until, wait_until_async
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries
-from tests.support.waiting import wait_until, wait_until_async
 
 HOUR = timedelta(hours=1)
 SLACK = "slack"

@@ -12,6 +12,7 @@ from standardwebhooks import WebhookVerificationError
 
 from assistance.verdict import Done, Later, Verdict
 from consumers.channels.webhook import Webhook, WebhookSettings
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import CHANNEL_OF, Deliveries
 from tests.support.listeners import make_certificate, server_that, tls_of
@@ -23,7 +24,6 @@ from tests.support.outbound import (
     webhook_settings,
 )
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 NAME = "hooks.example.test"
 MESSAGE = outbound_message()

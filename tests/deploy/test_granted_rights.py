@@ -24,12 +24,12 @@ from runtime.operations import OPERATIONS
 from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries
 from tests.support.deployment import RIGHTS, ROLES
 from tests.support.operating import fail_many
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 
 def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(

@@ -6,9 +6,9 @@ from typing import Any
 import pika
 from pymongo import MongoClient
 
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.paths import REPOSITORY
-from tests.support.waiting import wait_until
 
 PAGE = REPOSITORY / "docs" / "outbox.md"
 EXAMPLE_URL = "mongodb://localhost/?replicaSet=rs0"

@@ -9,11 +9,11 @@ from relay.stream import OutboxStream
 from runtime.mongo import close, open_client
 from runtime.shutdown import Stop
 from sandbox.servers import find_mongo
+from sandbox.waiting import wait_until
 from tests.chaos.relay.blows import OPLOG_THAT_ROLLS, roll_oplog
 from tests.conftest import RunProcess
 from tests.support.outbox_world import OutboxWorld, StartRelay, settled
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 WINDOW = 1000
 BURST_COUNT = 20_000

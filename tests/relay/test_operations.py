@@ -9,10 +9,10 @@ from relay.checkpoint import Checkpoint, Deposed
 from relay.operations import Wish, ask, note_carried_out, results_of
 from runtime.mongo import close, open_client
 from runtime.operations import Operator
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 POISON = {"_id": "poison", "key": "k", "foo": 1}
 

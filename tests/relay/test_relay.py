@@ -18,10 +18,10 @@ from sandbox.mongodb import LocalMongo, MongoServer
 from sandbox.ports import LOOPBACK, free_ports, port_answers
 from sandbox.rabbitmq import LocalRabbit, RabbitServer
 from sandbox.server_process import ServerProcess
+from sandbox.waiting import wait_until
 from tests.support.monitoring import Monitoring
 from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay, settled
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 WINDOW = 1000
 

@@ -19,9 +19,9 @@ from runtime.monitoring import monitored
 from runtime.settings import MonitoringSettings
 from sandbox.ports import LOOPBACK, free_ports
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.support.monitoring import Monitoring, undocumented
 from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay
-from tests.support.waiting import wait_until
 
 
 def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(

@@ -22,7 +22,7 @@ from sandbox.servers import (
     installed_mongod,
     installed_rabbitmq_server,
 )
-from tests.support.waiting import wait_until
+from sandbox.waiting import wait_until
 
 LOOPBACK = {"127.0.0.1", "::1"}
 DATABASE_DOCUMENT = {"_id": "kept"}

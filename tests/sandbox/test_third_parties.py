@@ -4,9 +4,8 @@ import smtplib
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.message import EmailMessage
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sandbox.waiting import wait_until
 from tests.support.processes import leashed
 from tests.support.third_parties import ThirdParties, read_addresses
 
@@ -52,13 +52,6 @@ def send_mail(
         parties.smtp_host, parties.smtp_port, local_hostname="localhost", timeout=timeout_seconds
     ) as smtp:
         smtp.send_message(mail or a_mail())
-
-
-def wait_until(holds: Callable[[], Any], awaited: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"still waiting: {awaited}"
-        threading.Event().wait(0.02)
 
 
 def answers(parties: ThirdParties, kind: str) -> list[tuple[bool, str]]:
@@ -336,7 +329,7 @@ def test_whom_a_hanging_slack_holds_is_let_go_without_an_answer(
     third_parties.misbehave("slack", "hang")
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(post_to_slack, http, third_parties.slack_url)
-        wait_until(lambda: third_parties.calls("slack"), "the call to arrive")
+        wait_until(lambda: third_parties.calls("slack"), "the call has arrived")
         third_parties.behave()
 
         assert isinstance(held.exception(DEADLINE_SECONDS), httpx.TransportError)
@@ -589,9 +582,7 @@ def test_asked_to_stop_it_ends_within_a_second_though_callers_hang(asked: signal
                 pool.submit(post_to_slack, http, parties.slack_url),
                 pool.submit(send_mail, parties),
             ]
-            wait_until(
-                lambda: parties.calls("slack") and parties.calls("email"), "both calls to hang"
-            )
+            wait_until(lambda: parties.calls("slack") and parties.calls("email"), "both calls hang")
             process.send_signal(asked)
 
             assert process.wait(1) == 0

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from sandbox.mongodb import MongoServer
+from sandbox.waiting import wait_until
 from tests.support.processes import OurProcess
 from tests.support.running_service import (
     OLD_BODY,
@@ -19,7 +20,6 @@ from tests.support.running_service import (
     Written,
     service_environment,
 )
-from tests.support.waiting import wait_until
 
 BODY_LIMIT_BYTES = 16 * 1024
 

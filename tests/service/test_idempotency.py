@@ -13,6 +13,7 @@ from assistance.collection import ASSISTANCES, IDEMPOTENCY_KEYS
 from outbox.collection import OUTBOX
 from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.processes import OurProcess
 from tests.support.running_service import (
@@ -22,7 +23,6 @@ from tests.support.running_service import (
     Written,
     service_environment,
 )
-from tests.support.waiting import wait_until
 
 WINDOW_SECONDS = 3600
 OTHER_BODY = {**OLD_BODY, "description": "something else"}

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.running_service import RunningService, Written, start_service
-from tests.support.waiting import wait_until
 
 
 @pytest.fixture

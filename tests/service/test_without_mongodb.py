@@ -15,10 +15,10 @@ import pytest
 from sandbox.mongodb import MongoServer
 from sandbox.ports import free_ports
 from sandbox.servers import installed_mongod
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.processes import leashed
 from tests.support.running_service import OLD_BODY, PATH, RunningService, start_service
-from tests.support.waiting import wait_until
 
 ANSWER_LIMIT_SECONDS = 3.0
 

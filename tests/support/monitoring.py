@@ -7,8 +7,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox.ports import LOOPBACK
+from sandbox.waiting import wait_until
 from tests.support.paths import REPOSITORY
-from tests.support.waiting import wait_until
 
 PAGE = (REPOSITORY / "docs" / "monitoring.md").read_text()
 

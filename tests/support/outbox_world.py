@@ -14,8 +14,8 @@ import pika
 import pytest
 from pymongo import MongoClient
 
+from sandbox.waiting import wait_until
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 EXCHANGE = "events"
 QUEUE = "arrivals"

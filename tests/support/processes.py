@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from sandbox.server_process import leash, let_go
-from tests.support.waiting import wait_until
+from sandbox.waiting import wait_until
 
 #: Test-speed hack: loaded once by a server that each of our processes is forked from. Otherwise the
 #: imports of every start would take more than half a second of CPU time.
@@ -96,7 +96,7 @@ class OurProcess:
         self.process.join(deadline_seconds)
         if self.exit_code is None:
             raise AssertionError(
-                f"waited {deadline_seconds:g} s in vain until {self.name} exits; its last lines:\n"
+                f"{self.name} did not exit within {deadline_seconds:g} s; its last lines:\n"
                 f"{self.last_lines()}"
             )
         self._unleash()

@@ -13,9 +13,9 @@ from pymongo import MongoClient
 from assistance.collection import ASSISTANCES
 from outbox.collection import OUTBOX
 from sandbox.ports import free_ports
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 PATH = "/api/assistances"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sandbox.waiting import wait_until
 from tests.support.paths import REPOSITORY
 from tests.support.processes import group_members, leashed
-from tests.support.waiting import wait_until
 
 #: A test that has one of everything and waits, after it has named all that runs below its runner.
 SAMPLE = """

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld
 from tests.support.running_service import PATH, RunningService, service_environment
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 TRACE = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

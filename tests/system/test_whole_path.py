@@ -1,4 +1,4 @@
-"""The whole cast on real servers: from the bot's POST to the third party and back into MongoDB."""
+"""The whole system on real servers: from a POST to the third party and back into MongoDB."""
 
 import asyncio
 import secrets
@@ -17,13 +17,13 @@ from assistance.waiting import Reason
 from consumers.topology import DEAD_LETTERS_QUEUE, deliveries_queue
 from runtime.mongo import close, open_client
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from service.audit import balance
 from tests.conftest import RunProcess
 from tests.support.deliveries import new_request, slack_settings
 from tests.support.processes import OurProcess
 from tests.support.running_service import RunningService, service_environment
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 POSTERS = 16
 
@@ -37,7 +37,7 @@ AT_WORK = {
 
 
 @dataclass
-class Cast:
+class WholeSystem:
     """Every process of the product, each as it runs in production, with short schedules."""
 
     run_process: RunProcess
@@ -109,7 +109,7 @@ class Cast:
         self.client.close()
 
 
-def cast_environment(
+def system_environment(
     mongodb_url: str, database_name: str, rabbitmq_url: str, third_parties: ThirdParties
 ) -> dict[str, str]:
     settings = {
@@ -128,17 +128,17 @@ def cast_environment(
 
 
 @pytest.fixture
-def cast(
+def system(
     run_process: RunProcess,
     mongodb_url: str,
     database_name: str,
     rabbitmq_url: str,
     third_parties: ThirdParties,
-) -> Iterator[Cast]:
-    environment = cast_environment(mongodb_url, database_name, rabbitmq_url, third_parties)
-    cast = Cast(run_process, environment)
-    yield cast
-    cast.close()
+) -> Iterator[WholeSystem]:
+    environment = system_environment(mongodb_url, database_name, rabbitmq_url, third_parties)
+    system = WholeSystem(run_process, environment)
+    yield system
+    system.close()
 
 
 def received_ids(third_parties: ThirdParties) -> list[str]:
@@ -150,21 +150,21 @@ def received_ids(third_parties: ThirdParties) -> list[str]:
 
 
 def test_requests_reach_slack_and_the_mailbox_and_the_books_balance(
-    cast: Cast, third_parties: ThirdParties
+    system: WholeSystem, third_parties: ThirdParties
 ) -> None:
-    cast.start_all()
-    accepted = cast.post(20)
-    cast.wait_all_succeeded(20)
+    system.start_all()
+    accepted = system.post(20)
+    system.wait_all_succeeded(20)
     assert sorted(received_ids(third_parties)) == sorted(accepted)
-    assert cast.books() == Books(succeeded=20)
+    assert system.books() == Books(succeeded=20)
 
 
 def test_1500_requests_wait_for_absent_consumers_and_all_are_delivered(
-    cast: Cast, third_parties: ThirdParties, rabbit_server: RabbitServer, vhost: str
+    system: WholeSystem, third_parties: ThirdParties, rabbit_server: RabbitServer, vhost: str
 ) -> None:
     """However long nobody consumes: nothing fails, nothing is dead-lettered, nothing is stormed."""
-    cast.start("relay", "reconciler")
-    accepted = cast.post(300) + cast.append(1200)
+    system.start("relay", "reconciler")
+    accepted = system.post(300) + system.append(1200)
     slack, email = deliveries_queue("slack"), deliveries_queue("email")
 
     def depths() -> tuple[int, int]:
@@ -172,18 +172,18 @@ def test_1500_requests_wait_for_absent_consumers_and_all_are_delivered(
 
     wait_until(lambda: depths() == (750, 750), "every hint waits in its queue", deadline_seconds=60)
     for _ in range(3):
-        once = cast.run_process(
-            "consumers", "run", "reconciler", "--once", environment=cast.environment
+        once = system.run_process(
+            "consumers", "run", "reconciler", "--once", environment=system.environment
         )
         assert once.wait_exit() == 0, once.output()
     assert depths() == (750, 750)
     assert rabbit_server.queue_depth(vhost, DEAD_LETTERS_QUEUE) == 0
-    assert cast.count("accepted") == 1500
-    assert cast.books() == Books(waiting=Counter({Reason.QUEUED: 1500}))
-    cast.start("slack", "email", "dead-letters")
-    cast.wait_all_succeeded(1500, deadline_seconds=120)
+    assert system.count("accepted") == 1500
+    assert system.books() == Books(waiting=Counter({Reason.QUEUED: 1500}))
+    system.start("slack", "email", "dead-letters")
+    system.wait_all_succeeded(1500, deadline_seconds=120)
     assert sorted(received_ids(third_parties)) == sorted(accepted)
-    assert cast.database["dead_letters"].count_documents({}) == 0
+    assert system.database["dead_letters"].count_documents({}) == 0
 
 
 def test_everybody_is_back_within_30_seconds_of_a_broker_killed_under_load(
@@ -193,84 +193,88 @@ def test_everybody_is_back_within_30_seconds_of_a_broker_killed_under_load(
     own_rabbit_server: RabbitServer,
     third_parties: ThirdParties,
 ) -> None:
-    environment = cast_environment(mongodb_url, database_name, own_rabbit_server.url, third_parties)
-    cast = Cast(run_process, environment)
-    cast.start_all()
-    accepted = cast.post(100)
+    environment = system_environment(
+        mongodb_url, database_name, own_rabbit_server.url, third_parties
+    )
+    system = WholeSystem(run_process, environment)
+    system.start_all()
+    accepted = system.post(100)
     own_rabbit_server.kill()
-    accepted += cast.post(50)
-    said = {name: len(member.output()) for name, member in cast.members.items()}
+    accepted += system.post(50)
+    said = {name: len(member.output()) for name, member in system.members.items()}
     own_rabbit_server.start()
     for name, work in AT_WORK.items():
-        cast.members[name].wait_log(work, after=said[name], deadline_seconds=30)
-    accepted += cast.post(50)
-    cast.wait_all_succeeded(200)
-    assert all(member.running for member in cast.members.values())
+        system.members[name].wait_log(work, after=said[name], deadline_seconds=30)
+    accepted += system.post(50)
+    system.wait_all_succeeded(200)
+    assert all(member.running for member in system.members.values())
     assert set(received_ids(third_parties)) == set(accepted)
-    assert cast.books().unexplained == 0
-    cast.close()
+    assert system.books().unexplained == 0
+    system.close()
 
 
 def test_a_request_is_accepted_while_everything_but_mongodb_is_down(
-    cast: Cast, third_parties: ThirdParties
+    system: WholeSystem, third_parties: ThirdParties
 ) -> None:
-    accepted = cast.post(10)
-    assert cast.count("accepted") == 10
-    cast.start_all()
-    cast.wait_all_succeeded(10)
+    accepted = system.post(10)
+    assert system.count("accepted") == 10
+    system.start_all()
+    system.wait_all_succeeded(10)
     assert sorted(received_ids(third_parties)) == sorted(accepted)
 
 
-def test_killed_workers_and_relays_lose_nothing(cast: Cast, third_parties: ThirdParties) -> None:
-    cast.start_all()
-    accepted = cast.post(60)
+def test_killed_workers_and_relays_lose_nothing(
+    system: WholeSystem, third_parties: ThirdParties
+) -> None:
+    system.start_all()
+    accepted = system.post(60)
     for name in ("relay", "slack", "email", "dead-letters", "reconciler"):
-        cast.members[name].kill()
-        accepted += cast.post(20)
-        cast.start(name)
-    cast.wait_all_succeeded(160)
+        system.members[name].kill()
+        accepted += system.post(20)
+        system.start(name)
+    system.wait_all_succeeded(160)
     assert set(received_ids(third_parties)) == set(accepted)
-    assert cast.books().unexplained == 0
+    assert system.books().unexplained == 0
 
 
 def test_every_process_drains_and_exits_0_when_stopped_in_mid_work(
-    cast: Cast, third_parties: ThirdParties
+    system: WholeSystem, third_parties: ThirdParties
 ) -> None:
-    cast.start_all()
+    system.start_all()
     third_parties.misbehave("slack", "slow", delay_seconds=0.5)
-    accepted = cast.post(100)
+    accepted = system.post(100)
     wait_until(lambda: third_parties.calls("slack"), "the workers are at it")
-    for member in cast.members.values():
+    for member in system.members.values():
         member.signal(signal.SIGTERM)
-    exits = {name: member.wait_exit(30) for name, member in cast.members.items()}
-    assert exits == dict.fromkeys(cast.members, 0)
-    assert cast.books().unexplained == 0
+    exits = {name: member.wait_exit(30) for name, member in system.members.items()}
+    assert exits == dict.fromkeys(system.members, 0)
+    assert system.books().unexplained == 0
     third_parties.behave()
-    cast.start_all()
-    cast.wait_all_succeeded(100)
+    system.start_all()
+    system.wait_all_succeeded(100)
     assert sorted(received_ids(third_parties)) == sorted(accepted)
 
 
-def test_one_request_id_finds_the_whole_way_in_the_logs(cast: Cast) -> None:
-    cast.start_all()
-    (request_id,) = cast.post(1)
-    cast.wait_all_succeeded(1)
+def test_one_request_id_finds_the_whole_way_in_the_logs(system: WholeSystem) -> None:
+    system.start_all()
+    (request_id,) = system.post(1)
+    system.wait_all_succeeded(1)
     for name in ("service", "slack"):
-        cast.members[name].wait_log(request_id)
+        system.members[name].wait_log(request_id)
 
 
 def test_no_secret_and_no_personal_text_reaches_a_log(
-    cast: Cast, third_parties: ThirdParties
+    system: WholeSystem, third_parties: ThirdParties
 ) -> None:
-    cast.start_all()
+    system.start_all()
     words = f"my-secret-wish-{secrets.token_hex(8)}"
     third_parties.misbehave("slack", "status", code=500, times=1)
-    cast.service.accept({"topic": "sales", "description": words})
-    cast.service.accept({"topic": "pricing", "description": words})
-    cast.wait_all_succeeded(2)
-    said = "".join(member.output() for member in cast.members.values())
+    system.service.accept({"topic": "sales", "description": words})
+    system.service.accept({"topic": "pricing", "description": words})
+    system.wait_all_succeeded(2)
+    said = "".join(member.output() for member in system.members.values())
     assert words not in said
     for name in ("API_KEYS", "SLACK_WEBHOOK_URL", "MONGODB_URL", "RABBITMQ_URL"):
-        value = cast.environment[name]
+        value = system.environment[name]
         for secret in value.split(",") if name == "API_KEYS" else [value]:
             assert secret not in said, f"{name} stands in a log"

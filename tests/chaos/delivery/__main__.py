@@ -21,7 +21,7 @@ from tests.chaos.delivery.blows import end_transactions_soon
 from tests.chaos.delivery.campaign import run_campaign
 from tests.chaos.delivery.mortal import FAULTS
 from tests.chaos.delivery.plan import WORKERS, draw_plan
-from tests.chaos.delivery.waits import WAITS, Stage
+from tests.chaos.delivery.waits import WAITS, DefaultSystem
 from tests.chaos.relay.__main__ import LOCAL
 from tests.support.deliveries import Deliveries
 from tests.support.third_parties import running_third_parties
@@ -109,11 +109,11 @@ def play_waits(servers: Servers, folder: Path) -> None:
         own_folder = folder / wait.__name__
         own_folder.mkdir()
         with deliveries.client, running_third_parties() as third_parties:
-            stage = Stage(deliveries, third_parties, servers.rabbit, own_folder)
+            system = DefaultSystem(deliveries, third_parties, servers.rabbit, own_folder)
             try:
-                typer.echo(f"  {wait(stage)}")
+                typer.echo(f"  {wait(system)}")
             finally:
-                stage.end()
+                system.end()
 
 
 if __name__ == "__main__":

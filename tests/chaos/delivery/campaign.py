@@ -18,16 +18,16 @@ from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from runtime.mongo import close, open_client
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from service.audit import balance
 from tests.chaos.delivery.blows import Blows
-from tests.chaos.delivery.cast import Cast
 from tests.chaos.delivery.load import load, now
 from tests.chaos.delivery.plan import OUTLASTS_LEASES, WORKERS, Blow, Round
+from tests.chaos.delivery.processes import DeliveryProcesses
 from tests.chaos.delivery.verdict import Call, Evidence, Verdict, decide, not_come_again
 from tests.support.deliveries import Deliveries, email_settings, slack_settings
 from tests.support.paths import REPOSITORY
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 #: Shorter than the minute for which a hint is trusted: one that is lost must not be healed unseen.
 SETTLING_SECONDS = 50.0
@@ -85,32 +85,32 @@ def run_campaign(
     """Play the rounds up to the first with a fault. Ends its processes; the servers are not its."""
     addresses = {**slack_settings(third_parties), **email_settings(third_parties)}
     environment = deliveries.environment(**{**addresses, **SETTINGS, **settings})
-    cast = Cast(environment, folder, worker_faults)
-    blows = Blows(cast, mongo, rabbit, deliveries.client)
-    campaign = Campaign(cast, blows, deliveries, third_parties, coming_again_seconds, say)
+    processes = DeliveryProcesses(environment, folder, worker_faults)
+    blows = Blows(processes, mongo, rabbit, deliveries.client)
+    campaign = Campaign(processes, blows, deliveries, third_parties, coming_again_seconds, say)
     try:
         for round_ in plan:
             campaign.play(round_)
             if campaign.result.faults:
                 return campaign.result
-        cast.stop_all()
-        campaign.result.faults += cast.faults
+        processes.stop_all()
+        campaign.result.faults += processes.faults
     finally:
-        cast.end()
+        processes.end()
     return campaign.result
 
 
 class Campaign:
     def __init__(
         self,
-        cast: Cast,
+        processes: DeliveryProcesses,
         blows: Blows,
         deliveries: Deliveries,
         third_parties: ThirdParties,
         coming_again_seconds: float,
         say: Say,
     ) -> None:
-        self._cast = cast
+        self._processes = processes
         self._blows = blows
         self._deliveries = deliveries
         self._third_parties = third_parties
@@ -121,20 +121,23 @@ class Campaign:
     def play(self, round_: Round) -> None:
         began, began_at = time.monotonic(), now()
         self._third_parties.clear()
-        if trouble := round_.trouble:
+        if misbehaviour := round_.misbehaviour:
             self._third_parties.misbehave(
-                trouble.kind, trouble.mode, times=trouble.times, **trouble.options
+                misbehaviour.kind,
+                misbehaviour.mode,
+                times=misbehaviour.times,
+                **misbehaviour.options,
             )
-        self._cast.begin_round()
+        self._processes.begin_round()
         for order in round_.orders:
-            self._cast.workers[order.worker].order(order)
+            self._processes.workers[order.worker].order(order)
         faults = []
         try:
             with load(self._deliveries, round_.requests_count):
                 if round_.blow is not None:
                     self._wait_accepted(began_at, round_.requests_count // 2)
-                    self._blows.carry_out(round_.blow)
-                self._cast.wait_all_struck()
+                    self._blows.execute(round_.blow)
+                self._processes.wait_all_struck()
         except AssertionError as in_vain:
             faults.append(str(in_vain))
         self._third_parties.behave()
@@ -143,7 +146,7 @@ class Campaign:
             self._wait_come_again()
         evidence = self._gather(round_, began_at)
         verdict = decide(evidence)
-        faults += [*verdict.faults, *self._check_letters(), *self._cast.check()]
+        faults += [*verdict.faults, *self._check_letters(), *self._processes.check()]
         self._note(evidence, verdict, faults)
         self._say(
             f"round {round_.number:4}  {time.monotonic() - began:5.1f} s"
@@ -175,7 +178,7 @@ class Campaign:
         """Until what was in a dead worker's hand has been received again; the verdict looks."""
         with suppress(AssertionError):
             wait_until(
-                lambda: not not_come_again(self._cast.deaths(), self._cast.arrivals()),
+                lambda: not not_come_again(self._processes.deaths(), self._processes.arrivals()),
                 "it has come again",
                 deadline_seconds=self._coming_again_seconds,
             )
@@ -190,8 +193,8 @@ class Campaign:
                 for delivery in request["deliveries"]
             },
             calls=[call for kind in WORKERS for call in self._calls(kind)],
-            deaths=self._cast.deaths(),
-            arrivals=self._cast.arrivals(),
+            deaths=self._processes.deaths(),
+            arrivals=self._processes.arrivals(),
             leases_may_end=round_.blow in OUTLASTS_LEASES,
             broker_forgot=round_.blow is Blow.WIPE_BROKER,
         )

@@ -14,8 +14,8 @@ from outbox.collection import OUTBOX
 from tests.support.deliveries import Deliveries, new_request
 
 WRITERS_COUNT = 2
-REST_SECONDS = 0.5
-TROUBLE_REST_SECONDS = 0.2
+PAUSE_SECONDS = 0.5
+ERROR_PAUSE_SECONDS = 0.2
 
 #: Of each writer in turn: one channel, the other, both.
 WAYS = (("slack",), ("email",), ("slack", "email"))
@@ -37,9 +37,9 @@ def load(deliveries: Deliveries, requests_count: int) -> Iterator[None]:
             try:
                 accept(deliveries, WAYS[turn % len(WAYS)])
             except PyMongoError:
-                over.wait(TROUBLE_REST_SECONDS)
+                over.wait(ERROR_PAUSE_SECONDS)
             if turn - number >= requests_count // WRITERS_COUNT:
-                over.wait(REST_SECONDS)
+                over.wait(PAUSE_SECONDS)
 
     threads = [threading.Thread(target=write, args=[n]) for n in range(WRITERS_COUNT)]
     for thread in threads:

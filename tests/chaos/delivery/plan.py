@@ -37,7 +37,7 @@ OUTLASTS_LEASES = frozenset({Blow.RESTART_MONGODB, Blow.KILL_MONGODB, Blow.FREEZ
 WORKERS = ("slack", "email")
 
 #: By kind of third party: ways to misbehave for a few calls, with their options.
-TROUBLES: dict[str, Sequence[tuple[str, dict[str, object]]]] = {
+MISBEHAVIOURS: dict[str, Sequence[tuple[str, dict[str, object]]]] = {
     "slack": [
         ("status", {"code": 503}),
         ("hang", {}),
@@ -69,7 +69,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Misbehaviour:
     """times: for so many calls."""
 
     kind: str
@@ -89,10 +89,10 @@ class Round:
     requests_count: int
     orders: Sequence[Order]
     blow: Blow | None = None
-    trouble: Trouble | None = None
+    misbehaviour: Misbehaviour | None = None
 
     def __str__(self) -> str:
-        return ", ".join(str(part) for part in (self.blow, *self.orders, self.trouble) if part)
+        return ", ".join(str(part) for part in (self.blow, *self.orders, self.misbehaviour) if part)
 
 
 def draw_plan(seed: int, round_count: int, *, first: int = 1) -> list[Round]:
@@ -120,11 +120,11 @@ def _draw_round(seed: int, number: int) -> Round:
             for point in points
         ],
         due if isinstance(due, Blow) else None,
-        _draw_trouble(draw) if draw.random() < 1 / 3 else None,
+        _draw_misbehaviour(draw) if draw.random() < 1 / 3 else None,
     )
 
 
-def _draw_trouble(draw: random.Random) -> Trouble:
-    kind = draw.choice(list(TROUBLES))
-    mode, options = draw.choice(TROUBLES[kind])
-    return Trouble(kind, mode, options, draw.randint(1, 4))
+def _draw_misbehaviour(draw: random.Random) -> Misbehaviour:
+    kind = draw.choice(list(MISBEHAVIOURS))
+    mode, options = draw.choice(MISBEHAVIOURS[kind])
+    return Misbehaviour(kind, mode, options, draw.randint(1, 4))

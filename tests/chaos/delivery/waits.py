@@ -18,15 +18,15 @@ from assistance.retry_policy import DEFAULT_DELAYS_SECONDS
 from consumers.topology import deliveries_queue
 from outbox.collection import OUTBOX
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.chaos.delivery.blows import VHOST
 from tests.chaos.delivery.campaign import read_books
-from tests.chaos.delivery.cast import Cast
 from tests.chaos.delivery.load import accept
 from tests.chaos.delivery.plan import Order, Point
+from tests.chaos.delivery.processes import DeliveryProcesses
 from tests.support.deliveries import Deliveries, email_settings, slack_settings
 from tests.support.paths import REPOSITORY
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 DEAD_SLACK_SECONDS = 300
 #: The longest wait between two probes of what is down, with its jitter, and then some.
@@ -42,8 +42,8 @@ CONCURRENCY = 50
 DELIVERY_LIMIT = 20
 
 
-class Stage:
-    """A cast with the settings that it has by default."""
+class DefaultSystem:
+    """A processes with the settings that it has by default."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class Stage:
             "pythonpath": REPOSITORY,
         }
         environment = {name.upper(): str(value) for name, value in addresses.items()}
-        self.cast = Cast(environment, folder)
+        self.processes = DeliveryProcesses(environment, folder)
 
     def end(self) -> None:
-        self.cast.end()
+        self.processes.end()
 
     def wait_all_succeeded(self, deadline_seconds: float) -> float:
         """Returns how many seconds it took."""
@@ -92,32 +92,32 @@ class Stage:
         if each_called_once:
             calls = self.third_parties.totals("slack")
             assert calls["repeated"] == 0, f"calls of Slack: {calls}"
-        faults = self.cast.check()
+        faults = self.processes.check()
         assert not faults, faults
 
 
-def dead_slack(stage: Stage) -> str:
+def dead_slack(system: DefaultSystem) -> str:
     """Mails go out as ever; Slack's messages wait, and lose none of their attempts to it."""
-    stage.third_parties.misbehave("slack", "refuse")
+    system.third_parties.misbehave("slack", "refuse")
     slowest_seconds, end = 0.0, time.monotonic() + DEAD_SLACK_SECONDS
     mails_count = 0
     while time.monotonic() < end:
-        accept(stage.deliveries, ("slack",))
-        mail_id, asked = accept(stage.deliveries, ("email",)), time.monotonic()
+        accept(system.deliveries, ("slack",))
+        mail_id, asked = accept(system.deliveries, ("email",)), time.monotonic()
         sent = {"_id": mail_id, "status": "succeeded"}
         wait_until(
-            partial(stage.requests.find_one, sent),
+            partial(system.requests.find_one, sent),
             "the mail is sent",
             deadline_seconds=PROMPT_SECONDS,
         )
         mails_count += 1
         slowest_seconds = max(slowest_seconds, time.monotonic() - asked)
         time.sleep(1)
-    stage.third_parties.behave()
-    took_seconds = stage.wait_all_succeeded(RECOVERY_SECONDS)
-    attempts = max(one["deliveries"][0]["attempts_counted"] for one in stage.requests.find())
+    system.third_parties.behave()
+    took_seconds = system.wait_all_succeeded(RECOVERY_SECONDS)
+    attempts = max(one["deliveries"][0]["attempts_counted"] for one in system.requests.find())
     assert attempts <= len(DEFAULT_DELAYS_SECONDS), f"a delivery used up {attempts} attempts"
-    stage.check_end(each_called_once=True)
+    system.check_end(each_called_once=True)
     return (
         f"{mails_count} mails, each sent within {slowest_seconds:.1f} s; then as many messages"
         f" to Slack within {took_seconds:.0f} s, none of which had used up more than"
@@ -125,56 +125,56 @@ def dead_slack(stage: Stage) -> str:
     )
 
 
-def consumers_off(stage: Stage) -> str:
+def consumers_off(system: DefaultSystem) -> str:
     """Nothing fails, nothing is dead-lettered, nothing is stormed; then each is delivered once."""
-    stage.cast.stop_workers()
-    stage.deliveries.accept_many(QUEUE_OF_1500)
+    system.processes.stop_workers()
+    system.deliveries.accept_many(QUEUE_OF_1500)
     time.sleep(CONSUMERS_OFF_SECONDS)
-    hints = stage.deliveries.database[OUTBOX].aggregate(
+    hints = system.deliveries.database[OUTBOX].aggregate(
         [{"$match": {"type": "delivery_due"}}, {"$group": {"_id": "$key", "n": {"$sum": 1}}}]
     )
     most_hints = max(group["n"] for group in hints)
     # at once, after one minute, and after two more
     assert most_hints <= 3, f"{most_hints} hints for one request"
-    waiting = stage.requests.count_documents({"status": "accepted"})
+    waiting = system.requests.count_documents({"status": "accepted"})
     assert waiting == QUEUE_OF_1500, f"{waiting} wait"
-    queued = stage.rabbit.queue_depth(VHOST, deliveries_queue("slack"))
-    stage.cast.start_workers()
-    took_seconds = stage.wait_all_succeeded(RECOVERY_SECONDS)
-    assert not stage.deliveries.letters(), "there are dead letters"
-    stage.check_end(each_called_once=True)
+    queued = system.rabbit.queue_depth(VHOST, deliveries_queue("slack"))
+    system.processes.start_workers()
+    took_seconds = system.wait_all_succeeded(RECOVERY_SECONDS)
+    assert not system.deliveries.letters(), "there are dead letters"
+    system.check_end(each_called_once=True)
     return (
         f"{QUEUE_OF_1500} requests and {queued} hints waited {CONSUMERS_OFF_SECONDS} s, and were"
         f" delivered once each within {took_seconds:.0f} s"
     )
 
 
-def crashing_worker(stage: Stage) -> str:
+def crashing_worker(system: DefaultSystem) -> str:
     """It crashes on one message until the broker gives that up, and all that it had fetched."""
-    worker = stage.cast.workers["slack"]
-    stage.cast.stop_workers()
-    poison, *_ = stage.deliveries.accept_many(PREFETCHED_COUNT + 1)
+    worker = system.processes.workers["slack"]
+    system.processes.stop_workers()
+    poison, *_ = system.deliveries.accept_many(PREFETCHED_COUNT + 1)
     for _ in range(DELIVERY_LIMIT + 1):
         worker.order(Order("slack", Point.RECEIVED, request_id=poison))
     wait_until(
-        lambda: stage.rabbit.queue_depth(VHOST, deliveries_queue("slack")) > PREFETCHED_COUNT,
+        lambda: system.rabbit.queue_depth(VHOST, deliveries_queue("slack")) > PREFETCHED_COUNT,
         "all of them wait",
     )
-    stage.cast.start_workers()
-    took_seconds = stage.wait_all_succeeded(RECOVERY_SECONDS)
-    stage.cast.wait_all_struck()
-    letters = stage.deliveries.database[DEAD_LETTERS].find()
+    system.processes.start_workers()
+    took_seconds = system.wait_all_succeeded(RECOVERY_SECONDS)
+    system.processes.wait_all_struck()
+    letters = system.deliveries.database[DEAD_LETTERS].find()
     decisions = Counter(letter["decision"] for letter in letters)
     assert set(decisions) <= {"requeued", "ignored"}, dict(decisions)
     assert decisions, "the broker gave nothing up"
-    stage.check_end(each_called_once=True)
+    system.check_end(each_called_once=True)
     return (
         f"{len(worker.deaths())} crashes, {decisions.total()} messages given up by the broker;"
         f" all {PREFETCHED_COUNT + 1} requests succeeded within {took_seconds:.0f} s"
     )
 
 
-WAITS: dict[str, Callable[[Stage], str]] = {
+WAITS: dict[str, Callable[[DefaultSystem], str]] = {
     "a worker that crashes on one message while 100 others are prefetched": crashing_worker,
     "consumers off for three minutes while 1,500 requests wait": consumers_off,
     "a dead Slack for five minutes while e-mail flows": dead_slack,

@@ -9,14 +9,14 @@ from pymongo.errors import PyMongoError
 
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.chaos.relay.plan import Blow, Strike
 from tests.chaos.relay.relays import Relays
 from tests.support.outbox_world import OutboxWorld, settled
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
-MOMENT_PATIENCE_SECONDS = 3.0
-SERVER_PATIENCE_SECONDS = 60.0
+MOMENT_DEADLINE_SECONDS = 3.0
+SERVER_DEADLINE_SECONDS = 60.0
 JUNK = "junk"
 JUNK_BYTES = 500_000
 
@@ -53,14 +53,14 @@ class Blows:
             wait_until(
                 lambda: settled(self._world) >= goal,
                 "it is the moment",
-                deadline_seconds=MOMENT_PATIENCE_SECONDS,
+                deadline_seconds=MOMENT_DEADLINE_SECONDS,
             )
-        self._carry_out(strike.blow, strike.hold_seconds)
+        self._execute(strike.blow, strike.hold_seconds)
         self._relays.fill_up()
 
-    def _carry_out(self, blow: Blow, hold_seconds: float) -> None:
+    def _execute(self, blow: Blow, hold_seconds: float) -> None:
         relays = self._relays
-        carry_out: dict[Blow, Callable[[], object]] = {
+        execute: dict[Blow, Callable[[], object]] = {
             Blow.KILL_LEADER: lambda: relays.kill(relays.leader()),
             Blow.KILL_STANDBY: lambda: relays.kill(relays.standby()),
             Blow.KILL_ALL: relays.kill_all,
@@ -75,7 +75,7 @@ class Blows:
             Blow.RESET_POSITION: self._reset_position,
             Blow.RESET_POSITION_UNDER_DEAD: self._reset_position_under_dead,
         }
-        carry_out[blow]()
+        execute[blow]()
 
     def _freeze(self, hold_seconds: float) -> None:
         self._relays.freeze(self._relays.leader())
@@ -109,7 +109,7 @@ class Blows:
         roll_oplog(self._world)
 
     def _step_down(self) -> None:
-        """Have the primary hand over to a node that has caught up."""
+        """Have the primary step down in favour of a node that has caught up."""
         former = self._primary()
 
         def another_leads() -> bool:
@@ -119,7 +119,7 @@ class Blows:
                 )
             return self._primary() not in {None, former}
 
-        wait_until(another_leads, "it steps down", deadline_seconds=SERVER_PATIENCE_SECONDS)
+        wait_until(another_leads, "it steps down", deadline_seconds=SERVER_DEADLINE_SECONDS)
 
     def _primary(self) -> Any:
         with suppress(PyMongoError):
@@ -140,5 +140,5 @@ def roll_oplog(world: OutboxWorld) -> None:
             return bool(oldest["ts"] > place)
         return False
 
-    wait_until(rolled, "the oplog has rolled", deadline_seconds=SERVER_PATIENCE_SECONDS)
+    wait_until(rolled, "the oplog has rolled", deadline_seconds=SERVER_DEADLINE_SECONDS)
     junk.drop()

@@ -13,6 +13,7 @@ from pymongo.read_concern import ReadConcern
 
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
+from sandbox.waiting import wait_until
 from tests.chaos.relay.blows import Blows
 from tests.chaos.relay.load import ENTITIES, id_prefix, load
 from tests.chaos.relay.plan import Round
@@ -22,7 +23,6 @@ from tests.chaos.relay.watch import Watch
 from tests.support.outbox_world import OutboxWorld, settled
 from tests.support.paths import REPOSITORY
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 WINDOW = 100
 SETTLING_SECONDS = 120.0

@@ -17,8 +17,8 @@ from tests.support.outbox_world import OutboxWorld
 WRITERS_COUNT = 4
 ENTITIES = "entities"
 BURST_KEYS_COUNT = 150
-REST_SECONDS = 0.005
-TROUBLE_REST_SECONDS = 0.1
+PAUSE_SECONDS = 0.005
+ERROR_PAUSE_SECONDS = 0.1
 
 
 class GivenUp(Exception):
@@ -47,8 +47,8 @@ def load(world: OutboxWorld, round_: Round) -> Iterator[None]:
             try:
                 _change(world, round_.number, keys[: draw.randint(1, 2)], abort=turn % 6 == 0)
             except (PyMongoError, GivenUp):
-                over.wait(TROUBLE_REST_SECONDS)
-            over.wait(REST_SECONDS)
+                over.wait(ERROR_PAUSE_SECONDS)
+            over.wait(PAUSE_SECONDS)
 
     def burst() -> None:
         documents = [

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandbox.waiting import wait_until
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
 RELAYS_COUNT = 3
 LEADING, STANDING_BY = "relay.leading", "relay.standing_by"
 WORDS_OF_A_ROLE = {LEADING, STANDING_BY, "relay.stopped_leading", "relay.interrupted"}
-PATIENCE_SECONDS = 60.0
-EXIT_PATIENCE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
+EXIT_DEADLINE_SECONDS = 30.0
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Relays:
         wait_until(
             lambda: any(self._leading()),
             f"somebody leads; {self.roles()}",
-            deadline_seconds=PATIENCE_SECONDS,
+            deadline_seconds=DEADLINE_SECONDS,
         )
         return next(self._leading())
 
@@ -93,7 +93,7 @@ class Relays:
 
     def stop(self, relay: Relay) -> None:
         relay.process.signal(signal.SIGTERM)
-        code = relay.process.wait_exit(EXIT_PATIENCE_SECONDS)
+        code = relay.process.wait_exit(EXIT_DEADLINE_SECONDS)
         if code != 0:
             self.faults.append(f"a relay that was told to stop exited with {code}")
         self._bury(relay)
@@ -123,9 +123,9 @@ class Relays:
             return roles == [LEADING, *[STANDING_BY] * (RELAYS_COUNT - 1)]
 
         try:
-            wait_until(settled, "one leads", deadline_seconds=PATIENCE_SECONDS)
+            wait_until(settled, "one leads", deadline_seconds=DEADLINE_SECONDS)
         except AssertionError:
-            self.faults.append(f"after {PATIENCE_SECONDS:g} s not one leader: {self.roles()}")
+            self.faults.append(f"after {DEADLINE_SECONDS:g} s not one leader: {self.roles()}")
 
     def roles(self) -> list[str]:
         return [relay.role or "silent" for relay in self._listen()]

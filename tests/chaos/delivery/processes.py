@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from sandbox.waiting import wait_until
 from tests.chaos.delivery.mortal import ARRIVALS, DEATHS, ORDERS
 from tests.chaos.delivery.plan import WORKERS, Order
 from tests.chaos.delivery.verdict import Death
 from tests.support.processes import OurProcess
-from tests.support.waiting import wait_until
 
-PATIENCE_SECONDS = 60.0
+DEADLINE_SECONDS = 60.0
 COMMAND_SECONDS = 60.0
 
 RELAY, RECONCILER, DEAD_LETTERS = "relay", "reconciler", "dead-letters"
@@ -77,7 +77,7 @@ class MortalWorker:
         os.killpg(self.process.pid, signal.SIGCONT)
 
 
-class Cast:
+class DeliveryProcesses:
     """
     worker_faults: deliberate ones, by worker.
     faults: what went wrong with the processes themselves.
@@ -100,7 +100,7 @@ class Cast:
     def _wait_receiving(self) -> None:
         """A process that was only just started does not know yet how to stop."""
         for worker in self.workers.values():
-            worker.process.wait_log("queue.receiving", deadline_seconds=PATIENCE_SECONDS)
+            worker.process.wait_log("queue.receiving", deadline_seconds=DEADLINE_SECONDS)
 
     def _begin(self, name: str) -> OurProcess:
         command = (RELAY, "run") if name == RELAY else ("consumers", "run", name)
@@ -125,13 +125,13 @@ class Cast:
             worker.start()
 
     def stop_all(self) -> None:
-        self._stop(list(self._processes().values()))
+        self._stop(list(self._by_name().values()))
 
     def _stop(self, processes: list[OurProcess]) -> None:
         for process in processes:
             process.signal(signal.SIGTERM)
         for process in processes:
-            if (code := process.wait_exit(PATIENCE_SECONDS)) != 0:
+            if (code := process.wait_exit(DEADLINE_SECONDS)) != 0:
                 self.faults.append(f"{process.name} exits with {code}: {process.last_lines(3)}")
 
     def wait_all_struck(self) -> None:
@@ -140,7 +140,7 @@ class Cast:
             wait_until(
                 lambda: not any(worker.is_to_die for worker in self.workers.values()),
                 "every worker has died where it was ordered to",
-                deadline_seconds=PATIENCE_SECONDS,
+                deadline_seconds=DEADLINE_SECONDS,
             )
         except AssertionError as missed:
             self.faults.append(str(missed))
@@ -159,7 +159,7 @@ class Cast:
     def check(self) -> list[str]:
         """What went wrong with the processes since the last time."""
         faults, self.faults = self.faults, []
-        for name, process in self._processes().items():
+        for name, process in self._by_name().items():
             if not process.running:
                 code = process.exit_code
                 faults.append(f"{name} ended by itself with {code}: {process.last_lines(3)}")
@@ -173,10 +173,10 @@ class Cast:
         return faults
 
     def end(self) -> None:
-        for process in self._processes().values():
+        for process in self._by_name().values():
             process.end()
 
-    def _processes(self) -> dict[str, OurProcess]:
+    def _by_name(self) -> dict[str, OurProcess]:
         return {
             **self.members,
             **{name: worker.process for name, worker in self.workers.items()},

@@ -62,11 +62,11 @@ def place_of(
     *,
     now: datetime,
     overdue_after_seconds: float = OVERDUE_AFTER_SECONDS,
-    not_accepting: Collection[str] = (),
+    unavailable: Collection[str] = (),
 ) -> Place:
     """
     outbox_documents: all events of this request; `_id`, `type`, `seq` and `state` are read.
-    not_accepting: the destinations that are suspended or whose circuit breaker is open.
+    unavailable: the destinations that are suspended or whose circuit breaker is open.
     """
     hints = events_by_id(outbox_documents)
     reasons = [
@@ -78,7 +78,7 @@ def place_of(
                 hints.get(delivery["hint_event"]),
                 now=now,
                 overdue_after_seconds=overdue_after_seconds,
-                not_accepting=not_accepting,
+                unavailable=unavailable,
             )
         )
     ]

@@ -35,7 +35,7 @@ class Skip(StrEnum):
     NO_REQUEST = "its request does not exist"
     NOT_FAILED = "its delivery is no longer failed"
     NOT_CONFIGURED = "its destination is no longer configured"
-    NOT_ACCEPTING = "its destination is suspended or its breaker is open"
+    UNAVAILABLE = "its destination is suspended or its breaker is open"
     CANCELLED = "the redrive was cancelled"
 
 
@@ -44,12 +44,12 @@ def why_skipped(
     request: Request | None,
     *,
     configured: Collection[str],
-    not_accepting: Collection[str],
+    unavailable: Collection[str],
 ) -> Skip | None:
     """
     None if it may be reopened.
 
-    configured: the names of all destinations; not_accepting: those that are suspended or whose
+    configured: the names of all destinations; unavailable: those that are suspended or whose
     circuit breaker is open.
     """
     if letter["origin"] != FROM_DELIVERY:
@@ -67,8 +67,8 @@ def why_skipped(
         return Skip.NOT_FAILED
     if destination not in configured:
         return Skip.NOT_CONFIGURED
-    if destination in not_accepting:
-        return Skip.NOT_ACCEPTING
+    if destination in unavailable:
+        return Skip.UNAVAILABLE
     return None
 
 

@@ -24,7 +24,7 @@ class Reason(StrEnum):
     CLAIM_EXPIRED = "claim expired"
     DUE = "due"
     NEEDS_DECISION = "needs a decision"
-    NOT_ACCEPTING = "destination suspended or breaker open"
+    UNAVAILABLE = "destination suspended or breaker open"
     DUE_LATER = "due later"
     IN_FLIGHT = "in flight"
     QUEUED = "queued"
@@ -45,13 +45,13 @@ def why_waiting(
     *,
     now: datetime,
     overdue_after_seconds: float = OVERDUE_AFTER_SECONDS,
-    not_accepting: Collection[str] = (),
+    unavailable: Collection[str] = (),
 ) -> Reason | None:
     """
     Why an open delivery waits; None for a closed one.
 
     hint: the outbox document of its newest hint, or None if it has been removed.
-    not_accepting: the destinations that are suspended or whose circuit breaker is open; the
+    unavailable: the destinations that are suspended or whose circuit breaker is open; the
     reconciler leaves their deliveries alone.
     """
     if delivery["state"] == DeliveryState.NEEDS_DECISION:
@@ -64,8 +64,8 @@ def why_waiting(
         return Reason.IN_FLIGHT
     if hint is not None and hint.get("state") != State.PUBLISHED:
         return _REASON_OF_HINT_STATE[hint.get("state")]
-    if delivery["destination"] in not_accepting:
-        return Reason.NOT_ACCEPTING
+    if delivery["destination"] in unavailable:
+        return Reason.UNAVAILABLE
     if now > look_at + timedelta(seconds=overdue_after_seconds):
         return Reason.OVERDUE
     if lease_until is not None:
@@ -79,7 +79,7 @@ def why_not_resent(
     delivery: Delivery,
     *,
     now: datetime,
-    not_accepting: Collection[str],
+    unavailable: Collection[str],
     unsettled: Collection[str],
 ) -> Reason | None:
     """
@@ -96,8 +96,8 @@ def why_not_resent(
         return Reason.IN_FLIGHT
     if delivery["due_at"] > now:
         return Reason.DUE_LATER
-    if delivery["destination"] in not_accepting:
-        return Reason.NOT_ACCEPTING
+    if delivery["destination"] in unavailable:
+        return Reason.UNAVAILABLE
     if delivery["hint_event"] in unsettled:
         return Reason.TO_BE_PUBLISHED
     return None

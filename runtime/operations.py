@@ -8,7 +8,7 @@ What operators did: one document per operation in the collection `operations`, n
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 from uuid import uuid4
 
 from runtime.mongo import Database, Session
@@ -40,6 +40,18 @@ class Operator:
 
     who: str
     why: str
+
+
+class Operation(TypedDict):
+    """carried_out_at, result: None until it has been executed."""
+
+    _id: str
+    what: str
+    who: str
+    why: str
+    asked_at: datetime
+    carried_out_at: datetime | None
+    result: Any
 
 
 class NothingToDo(Exception):

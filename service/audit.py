@@ -32,7 +32,7 @@ async def balance(
     now = datetime.now(UTC)
     # outside the snapshot, which cannot read a collection created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
-    not_accepting = {state["_id"] for state in states if not accepts_calls(state)}
+    unavailable = {state["_id"] for state in states if not accepts_calls(state)}
     async with snapshot_session(database.client) as session:
         requests = database[ASSISTANCES].find(
             {}, {"topic": False, "description": False}, sort=[("_id", 1)], session=session
@@ -52,7 +52,7 @@ async def balance(
                 its_events,
                 now=now,
                 overdue_after_seconds=overdue_after_seconds,
-                not_accepting=not_accepting,
+                unavailable=unavailable,
             )
             books.enter(request_id, place)
     return books

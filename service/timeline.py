@@ -145,7 +145,7 @@ def _next(
 
 _WITHOUT_A_DATE = {
     Reason.TO_BE_PUBLISHED: "the relay publishes it",
-    Reason.NOT_ACCEPTING: "it goes on as soon as its destination does",
+    Reason.UNAVAILABLE: "it goes on as soon as its destination does",
     Reason.NEEDS_DECISION: "it is not known whether it arrived; an operator decides",
 }
 
@@ -165,7 +165,7 @@ def _what_comes(
             return look_at, "the reconciler wakes a worker"
         case Reason.CLAIM_EXPIRED:
             return look_at, "its worker is gone; the reconciler wakes another"
-        case Reason.TO_BE_PUBLISHED | Reason.NOT_ACCEPTING | Reason.NEEDS_DECISION:
+        case Reason.TO_BE_PUBLISHED | Reason.UNAVAILABLE | Reason.NEEDS_DECISION:
             return None, _WITHOUT_A_DATE[reason]
         case Reason.HELD:
             return hint.get("retry_at"), f"the relay tries it again ({hint.get('reason')})"

@@ -72,7 +72,7 @@ def overdue(
                 "age_seconds": round(one.age_seconds),
                 "destination": delivery["destination"],
                 "waits": why_waiting(
-                    delivery, one.hints.get(delivery["hint_event"]), now=now, not_accepting=resting
+                    delivery, one.hints.get(delivery["hint_event"]), now=now, unavailable=resting
                 ),
                 "attempts": len(delivery["attempts"]),
             }

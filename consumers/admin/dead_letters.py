@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from assistance.collection import DEAD_LETTERS
+from assistance.collection import ASSISTANCES, DEAD_LETTERS
 from assistance.dead_letter import (
     FINAL,
     FROM_DELIVERY,
@@ -15,6 +15,8 @@ from assistance.dead_letter import (
     Decision,
     DecisionRecord,
 )
+from assistance.delivery import Delivery
+from assistance.request import Request, delivery_to
 from runtime.mongo import Database, Session, aggregate, in_transaction
 from runtime.operations import (
     OPERATION_ITEMS,
@@ -155,6 +157,18 @@ async def letters(
     if missing and limit is None:
         raise NothingToDo(f"no such dead letter: {', '.join(missing)}; nothing was changed")
     return found
+
+
+async def find(database: Database, letter_id: str) -> tuple[DeadLetter, Delivery | None]:
+    """A letter, and its delivery if it has one. Raises NothingToDo."""
+    letter: DeadLetter | None = await database[DEAD_LETTERS].find_one({"_id": letter_id})
+    if letter is None:
+        raise NothingToDo(f"there is no dead letter {letter_id!r}")
+    request: Request | None = await database[ASSISTANCES].find_one(
+        {"_id": letter["request_id"]}, {"description": False}
+    )
+    destination = letter["destination"]
+    return letter, delivery_to(request, destination) if request and destination else None
 
 
 async def discard(

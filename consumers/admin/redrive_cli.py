@@ -1,9 +1,9 @@
-"""`python -m consumers dead-letters redrive`, and `... redrives list | show | pause | ...`"""
+"""`python -m consumers dead-letters redrive`, `... redrives list | show | pause | ...`"""
 
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,25 +11,31 @@ from assistance.redrive import ItemState
 from consumers.admin import redrive_job
 from consumers.admin.cli import with_database
 from consumers.admin.dead_letters import NOTHING, Group
-from consumers.admin.dead_letters_cli import (
+from consumers.admin.redrive_job import (
+    KnownDestinations,
+    Planned,
+    RedriveBusy,
+    RedriveItem,
+    RedriveLease,
+    RedriveOperation,
+)
+from consumers.admin.redrive_runner import Redrive, RedriveOptions
+from consumers.admin.selection_cli import (
+    Code,
+    Destination,
+    GroupName,
     Ids,
-    InGroup,
+    Reason,
     Since,
-    To,
     Until,
-    WithCode,
-    WithReason,
     Yes,
     counted,
+    not_all,
     selection,
-    some,
 )
-from consumers.admin.redrive_job import Held, NotFree, Places, Planned
-from consumers.admin.redrive_runner import Manner, Redrive
 from consumers.delivery.destinations import Destinations
 from consumers.settings import RedriveSettings
 from runtime.mongo import Database
-from runtime.operations import OPERATION_ITEMS
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
 from runtime.terminal import (
@@ -43,14 +49,12 @@ from runtime.terminal import (
     printable,
 )
 
-redrives = typer.Typer(
-    no_args_is_help=True, help="The redrives: how they stand, and steering them."
-)
+redrives = typer.Typer(no_args_is_help=True, help="Show, pause, resume and cancel redrives.")
 
-#: Skipped ones of one reason that are named, beside their count.
+#: Skipped letters named per reason.
 NAMED_COUNT = 3
 
-RedriveId = Annotated[str, typer.Argument(metavar="ID", help="as `redrives list` shows it")]
+RedriveId = Annotated[str, typer.Argument(metavar="ID", help="as shown by `redrives list`")]
 
 
 def redrive(
@@ -58,52 +62,53 @@ def redrive(
     *,
     why: Why,
     who: Who,
-    group: InGroup = None,
-    destination: To = None,
-    code: WithCode = None,
-    reason: WithReason = None,
+    group: GroupName = None,
+    destination: Destination = None,
+    code: Code = None,
+    reason: Reason = None,
     since: Since = None,
     until: Until = None,
-    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="sent a second")] = 10.0,
+    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="letters per second")] = 10.0,
     stop_share: Annotated[
-        float, typer.Option(min=0.01, max=1, help="pause when so many of the newest 20 fail")
+        float,
+        typer.Option(min=0.01, max=1, help="pause when this share of the newest 20 failed"),
     ] = 0.5,
     patience_seconds: Annotated[
-        float, typer.Option(min=0, help="how long to wait for any outcome")
+        float, typer.Option(min=0, help="pause after this long without any outcome")
     ] = 120.0,
-    preview: Annotated[bool, typer.Option("--preview", help="only say what would be sent")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="print what would be sent")] = False,
     yes: Yes = False,
 ) -> None:
     """
-    Open failed deliveries again: one first, and when it succeeds the rest, at a rate.
+    Send failed deliveries again: one first and, once it succeeded, the rest at a rate.
 
-    It pauses itself when failures return. Ctrl-C pauses it too. Exit code 1 unless it is done.
+    It pauses itself when deliveries fail again, and on Ctrl-C. Exit code 1 unless it is done.
     """
-    chosen = some(selection(ids, group, destination, code, reason, since, until))
+    chosen = not_all(selection(ids, group, destination, code, reason, since, until))
     asking = operator(who=who, why=why)
     settings = load_settings(RedriveSettings, "redrive")
     planned = with_database(
         settings,
-        lambda database, _: redrive_job.plan(database, chosen, _places(database, settings)),
+        lambda database, _: redrive_job.plan(database, chosen, _destinations(database, settings)),
     )
     sendable = _preview(planned)
     if preview or not sendable:
         return
     if not yes:
         typer.confirm(f"send {counted(sendable, 'letter')}?", abort=True)
-    manner = Manner(rate, stop_share, patience_seconds)
+    options = RedriveOptions(rate, stop_share, patience_seconds)
 
     async def run(database: Database, stop: Stop) -> str:
-        held = await redrive_job.begin(database, planned, chosen, asking, rate_per_second=rate)
-        typer.echo(f"redrive {held.asked['_id']}")
-        return await _run(database, held, _places(database, settings), manner, stop)
+        lease = await redrive_job.start(database, planned, chosen, asking, rate_per_second=rate)
+        typer.echo(f"redrive {lease.redrive_id}")
+        return await _run(database, lease, _destinations(database, settings), options, stop)
 
     _end(settings, run)
 
 
 @redrives.command("list")
 def list_redrives(*, limit: Annotated[int, typer.Option(min=1)] = 20, json: AsJson = False) -> None:
-    """List the redrives, the newest first."""
+    """List the redrives, newest first."""
     settings = load_settings(MongoSettings, "dead-letters")
     found = with_database(settings, lambda database, _: redrive_job.newest(database, limit))
     if json:
@@ -111,8 +116,8 @@ def list_redrives(*, limit: Annotated[int, typer.Option(min=1)] = 20, json: AsJs
         return
     fields = ("_id", "asked_at", "who", "why", "state", "reason")
     print_table(
-        ("redrive", "asked", "who", "why", "state", "reason", "result"),
-        ([*(one[name] for name in fields), _told(one["result"] or {})] for one in found),
+        ("redrive", "started", "who", "why", "state", "reason", "result"),
+        ([*(dict(one)[name] for name in fields), _as_text(one["result"] or {})] for one in found),
     )
     print_if_cut(found, limit)
 
@@ -121,27 +126,31 @@ def list_redrives(*, limit: Annotated[int, typer.Option(min=1)] = 20, json: AsJs
 def show_redrive(
     redrive_id: RedriveId,
     *,
-    state: Annotated[ItemState | None, typer.Option(help="only items in it")] = None,
+    state: Annotated[ItemState | None, typer.Option(help="only letters in this state")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 50,
     json: AsJson = False,
 ) -> None:
-    """Show what has come of each letter, by now."""
+    """Show one redrive and the state of its letters."""
 
-    async def read(database: Database, _stop: Stop) -> tuple[Any, dict[str, int], list[Any]]:
-        asked = await redrive_job.find(database, redrive_id)
+    async def read(
+        database: Database, _stop: Stop
+    ) -> tuple[RedriveOperation, dict[str, int], list[RedriveItem]]:
+        found = await redrive_job.find(database, redrive_id)
         await redrive_job.observe(database, redrive_id)
-        query = {"operation": redrive_id, **({"state": state.value} if state else {})}
-        items = database[OPERATION_ITEMS].find(query, sort=[("ordinal", 1)], limit=limit)
-        return asked, await redrive_job.counts(database, redrive_id), await items.to_list(None)
+        return (
+            found,
+            await redrive_job.counts(database, redrive_id),
+            await redrive_job.items(database, redrive_id, state=state, limit=limit),
+        )
 
     settings = load_settings(MongoSettings, "dead-letters")
-    asked, counts, items = with_database(settings, read)
+    found, counts, items = with_database(settings, read)
     if json:
-        print_json({**asked, "counts": counts, "items": items})
+        print_json({**found, "counts": counts, "items": items})
         return
     for name in ("_id", "asked_at", "who", "why", "state", "reason", "rate_per_second"):
-        typer.echo(f"{name:16} {printable(asked[name])}")
-    typer.echo(f"{'counts':16} {_told(counts)}")
+        typer.echo(f"{name:16} {printable(dict(found)[name])}")
+    typer.echo(f"{'counts':16} {_as_text(counts)}")
     fields = ("letter", "state", "why", "code")
     print_table(fields, ([item.get(name) for name in fields] for item in items))
     print_if_cut(items, limit)
@@ -149,7 +158,7 @@ def show_redrive(
 
 @redrives.command()
 def pause(redrive_id: RedriveId, *, why: Why, who: Who) -> None:
-    """Send nothing more until it is resumed."""
+    """Pause a redrive: it sends nothing more until it is resumed."""
     asking = operator(who=who, why=why)
     settings = load_settings(MongoSettings, "dead-letters")
     with_database(settings, lambda database, _: redrive_job.pause(database, redrive_id, asking))
@@ -158,7 +167,7 @@ def pause(redrive_id: RedriveId, *, why: Why, who: Who) -> None:
 
 @redrives.command()
 def cancel(redrive_id: RedriveId, *, why: Why, who: Who) -> None:
-    """End it: what was not sent stays a dead letter, what was sent goes its way."""
+    """End a redrive: letters not sent stay dead letters, sent ones are delivered."""
     asking = operator(who=who, why=why)
     settings = load_settings(MongoSettings, "dead-letters")
     with_database(settings, lambda database, _: redrive_job.cancel(database, redrive_id, asking))
@@ -174,44 +183,49 @@ def resume(
     stop_share: Annotated[float, typer.Option(min=0.01, max=1)] = 0.5,
     patience_seconds: Annotated[float, typer.Option(min=0)] = 120.0,
 ) -> None:
-    """Go on with one that is paused, or whose command is gone; with a canary first, as before."""
+    """Resume a redrive that is paused or whose command died, again with one letter first."""
     asking = operator(who=who, why=why)
     settings = load_settings(RedriveSettings, "redrive")
 
     async def run(database: Database, stop: Stop) -> str:
-        held = await redrive_job.take_over(database, redrive_id, asking)
-        manner = Manner(held.asked["rate_per_second"], stop_share, patience_seconds)
-        return await _run(database, held, _places(database, settings), manner, stop)
+        lease = await redrive_job.resume(database, redrive_id, asking)
+        options = RedriveOptions(lease.operation["rate_per_second"], stop_share, patience_seconds)
+        return await _run(database, lease, _destinations(database, settings), options, stop)
 
     _end(settings, run)
 
 
-async def _run(database: Database, held: Held, places: Places, manner: Manner, stop: Stop) -> str:
-    """Run it, say how it ended, and give its state."""
-    redrive_id = held.asked["_id"]
-    await Redrive(database, held, places, manner, stop, typer.echo).run()
-    asked = await redrive_job.find(database, redrive_id)
-    reason = f" ({asked['reason']})" if asked["reason"] else ""
+async def _run(
+    database: Database,
+    lease: RedriveLease,
+    destinations: KnownDestinations,
+    options: RedriveOptions,
+    stop: Stop,
+) -> str:
+    """Run the redrive and print how it ended; returns its state."""
+    redrive_id = lease.redrive_id
+    await Redrive(database, lease, destinations, options, stop, typer.echo).run()
+    ended = await redrive_job.find(database, redrive_id)
+    reason = f" ({ended['reason']})" if ended["reason"] else ""
     counts = await redrive_job.counts(database, redrive_id)
-    typer.echo(f"{asked['state']}{printable(reason)}: {_told(counts)}")
-    state: str = asked["state"]
-    if state == redrive_job.State.PAUSED:
+    typer.echo(f"{ended['state']}{printable(reason)}: {_as_text(counts)}")
+    if ended["state"] == redrive_job.State.PAUSED:
         typer.echo(
-            f"go on with: python -m consumers dead-letters redrives resume {redrive_id} --why ..."
+            f"resume with: python -m consumers dead-letters redrives resume {redrive_id} --why ..."
         )
-    return state
+    return ended["state"]
 
 
 def _end(settings: RedriveSettings, run: Callable[[Database, Stop], Awaitable[str]]) -> None:
     try:
         state = with_database(settings, run)
-    except NotFree as refusal:
+    except RedriveBusy as refusal:
         sys.exit(f"refused: {printable(refusal, limit=1000)}; nothing was changed")
     raise typer.Exit(0 if state == redrive_job.State.DONE else 1)
 
 
 def _preview(planned: Sequence[Planned]) -> int:
-    """Say what would be sent, and what skipped and why; how many would be sent."""
+    """Print what would be sent, and what skipped and why; returns how many would be sent."""
     to_send = Counter(str(Group.of(one.letter)) for one in planned if one.skip is None)
     for group, count in to_send.most_common():
         typer.echo(f"send {count}: {printable(group)}")
@@ -225,9 +239,9 @@ def _preview(planned: Sequence[Planned]) -> int:
     return to_send.total()
 
 
-def _places(database: Database, settings: RedriveSettings) -> Places:
-    return Places(frozenset(settings.destinations), Destinations(database).unavailable)
+def _destinations(database: Database, settings: RedriveSettings) -> KnownDestinations:
+    return KnownDestinations(frozenset(settings.destinations), Destinations(database).unavailable)
 
 
-def _told(counts: Mapping[str, int]) -> str:
+def _as_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{state} {count}" for state, count in counts.items()) or NOTHING

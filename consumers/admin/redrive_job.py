@@ -1,20 +1,21 @@
 """
-Redrives as they stand in MongoDB: planned, begun, taken over, paused, cancelled, ended.
+Redrives as they are stored: planned, started, resumed, paused, cancelled, ended.
 
     running ──> done           an operation of `what: redrive`; `open` until done or cancelled
      │  ^
-     v  │ resume               while one is open no other begins: a unique index holds that
+     v  │ resume               only one is open at a time: a unique index enforces it
     paused ──> cancelled
 
-Whoever runs it holds a lease on the operation and renews it before each step, so that a pause or
-a cancel is noticed within a tick, and a command that died can be followed by another.
+Every change of this state is made in this file. The command that runs a redrive holds a lease on
+the operation and renews it before each step. So it notices a pause or a cancel within a tick, and
+another command can resume a redrive whose command died.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
@@ -32,6 +33,7 @@ from runtime.operations import (
     OPERATION_ITEMS,
     OPERATIONS,
     NothingToDo,
+    Operation,
     Operator,
     operation,
     record_done,
@@ -41,7 +43,7 @@ REDRIVE = "redrive"
 
 LEASE_MS = 30_000
 
-#: So many items are written or looked at in one go.
+#: Items written or read at once.
 PART_COUNT = 1000
 
 
@@ -52,16 +54,54 @@ class State(StrEnum):
     DONE = "done"
 
 
-class NotFree(Exception):
-    """Another redrive is open, or this one is in other hands; says which, and what can be done."""
+class RedriveOperation(Operation):
+    """
+    lease_until: until when its owner may run it, by the server's clock.
+    items_count: None until all items are stored.
+    reason: why it is paused or was cancelled.
+    """
+
+    selection: Mapping[str, Any]
+    rate_per_second: float
+    state: str
+    reason: str | None
+    open: NotRequired[bool]
+    owner: str
+    lease_until: datetime
+    items_count: int | None
+
+
+class RedriveItem(TypedDict):
+    """
+    One letter of a redrive. why: why it was skipped; code: of the newest attempt.
+
+    sent_at, hint_event, attempts_before: once it was sent.
+    """
+
+    _id: str
+    operation: str
+    ordinal: int
+    letter: str
+    request_id: str | None
+    destination: str | None
+    state: str
+    why: str | None
+    code: NotRequired[str | None]
+    sent_at: NotRequired[datetime]
+    hint_event: NotRequired[str]
+    attempts_before: NotRequired[int]
+
+
+class RedriveBusy(Exception):
+    """Another redrive is open, or another command runs this one; says which, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """configured: the names of all; resting: finds out which of them are paused or down."""
+class KnownDestinations:
+    """configured: all names; unavailable: finds those suspended or with an open breaker."""
 
     configured: Collection[str]
-    resting: Callable[[], Awaitable[Collection[str]]]
+    unavailable: Callable[[], Awaitable[Collection[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +110,14 @@ class Planned:
     skip: Skip | None
 
 
-async def plan(database: Database, selection: Selection, places: Places) -> list[Planned]:
-    """What would be sent, and what would be skipped and why. Raises NothingToDo."""
+async def plan(
+    database: Database, selection: Selection, destinations: KnownDestinations
+) -> list[Planned]:
+    """What would be sent, what skipped, and why. Raises NothingToDo."""
     found = await letters(database, selection)
     if not found:
         raise NothingToDo("no dead letter matches; nothing was changed")
-    resting = await places.resting()
+    unavailable = await destinations.unavailable()
     planned: list[Planned] = []
     for some in in_parts(found):
         requests = await _requests_of(database, some)
@@ -85,8 +127,8 @@ async def plan(database: Database, selection: Selection, places: Places) -> list
                 why_skipped(
                     letter,
                     requests.get(letter.get("request_id")),
-                    configured=places.configured,
-                    not_accepting=resting,
+                    configured=destinations.configured,
+                    unavailable=unavailable,
                 ),
             )
             for letter in some
@@ -95,22 +137,26 @@ async def plan(database: Database, selection: Selection, places: Places) -> list
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """asked: the operation; owner: whoever may renew its lease."""
+class RedriveLease:
+    """owner: the run that may renew the lease; stored in the operation."""
 
-    asked: Mapping[str, Any]
+    operation: RedriveOperation
     owner: str
 
+    @property
+    def redrive_id(self) -> str:
+        return self.operation["_id"]
 
-async def begin(
+
+async def start(
     database: Database,
     planned: Sequence[Planned],
     selection: Selection,
     operator: Operator,
     *,
     rate_per_second: float,
-) -> Held:
-    """Raises NotFree while another redrive is open."""
+) -> RedriveLease:
+    """Store a planned redrive. Raises RedriveBusy while another redrive is open."""
     asked = operation(
         REDRIVE,
         operator,
@@ -128,21 +174,21 @@ async def begin(
     except DuplicateKeyError:
         other = await database[OPERATIONS].find_one({"what": REDRIVE, "open": True})
         if other is None:
-            raise NotFree("another redrive has ended just now; try again") from None
-        raise NotFree(describe(other, await server_time(database))) from None
-    held = Held(asked, asked["owner"])
+            raise RedriveBusy("another redrive ended a moment ago; try again") from None
+        raise RedriveBusy(describe(other, await server_time(database))) from None
+    lease = RedriveLease(cast(RedriveOperation, asked), asked["owner"])
     for start in range(0, len(planned), PART_COUNT):
-        await renew(database, held)
+        await renew(database, lease)
         some = enumerate(planned[start : start + PART_COUNT], start)
         await database[OPERATION_ITEMS].insert_many(
             [_item(asked["_id"], ordinal, one) for ordinal, one in some]
         )
     whole = {"$set": {"items_count": len(planned)}}
     await database[OPERATIONS].update_one({"_id": asked["_id"]}, whole)
-    return held
+    return lease
 
 
-def _item(redrive_id: str, ordinal: int, planned: Planned) -> dict[str, Any]:
+def _item(redrive_id: str, ordinal: int, planned: Planned) -> RedriveItem:
     letter = planned.letter
     return {
         "_id": f"{redrive_id}/{letter['_id']}",
@@ -156,17 +202,17 @@ def _item(redrive_id: str, ordinal: int, planned: Planned) -> dict[str, Any]:
     }
 
 
-async def renew(database: Database, held: Held) -> bool:
-    """False once somebody paused or cancelled it, or took it over."""
+async def renew(database: Database, lease: RedriveLease) -> bool:
+    """False once the redrive was paused or cancelled, or another command resumed it."""
     answer = await database[OPERATIONS].update_one(
-        {"_id": held.asked["_id"], "state": State.RUNNING.value, "owner": held.owner},
+        {"_id": lease.redrive_id, "state": State.RUNNING.value, "owner": lease.owner},
         [{"$set": {"lease_until": {"$add": [NOW, LEASE_MS]}}}],
     )
     return bool(answer.matched_count)
 
 
-async def take_over(database: Database, redrive_id: str, operator: Operator) -> Held:
-    """Resume one that is paused, or whose command is gone. Raises NothingToDo or NotFree."""
+async def resume(database: Database, redrive_id: str, operator: Operator) -> RedriveLease:
+    """Resume a redrive that is paused or whose command died. Raises NothingToDo or RedriveBusy."""
     await find(database, redrive_id)
     gone = {"$expr": {"$lte": ["$lease_until", NOW]}}
     owner = new_owner()
@@ -194,25 +240,38 @@ async def take_over(database: Database, redrive_id: str, operator: Operator) -> 
     )
     if taken is None:
         now = await server_time(database)
-        raise NotFree(describe(await find(database, redrive_id), now))
+        raise RedriveBusy(describe(await find(database, redrive_id), now))
     await record_done(database, "resume_redrive", operator, result="resumed", redrive=redrive_id)
-    return Held(taken, owner)
+    return RedriveLease(taken, owner)
 
 
 async def pause(database: Database, redrive_id: str, operator: Operator) -> None:
-    """Nothing more is sent until it is resumed. Raises NothingToDo."""
-    paused = {"$set": {"state": State.PAUSED.value, "reason": f"{operator.who}: {operator.why}"}}
-    answer = await database[OPERATIONS].update_one(
-        {"_id": redrive_id, "what": REDRIVE, "state": State.RUNNING.value}, paused
-    )
-    if not answer.matched_count:
+    """Send nothing more until it is resumed. Raises NothingToDo."""
+    if not await _pause(database, redrive_id, f"{operator.who}: {operator.why}"):
         now = await server_time(database)
         raise NothingToDo(describe(await find(database, redrive_id), now))
     await record_done(database, "pause_redrive", operator, result="paused", redrive=redrive_id)
 
 
+async def pause_own(database: Database, lease: RedriveLease, reason: str) -> None:
+    """The run that holds the lease pauses itself; without effect once it has lost the lease."""
+    await _pause(database, lease.redrive_id, reason, owner=lease.owner)
+
+
+async def _pause(database: Database, redrive_id: str, reason: str, **condition: Any) -> bool:
+    running = {"_id": redrive_id, "what": REDRIVE, "state": State.RUNNING.value, **condition}
+    paused = {"$set": {"state": State.PAUSED.value, "reason": reason}}
+    answer = await database[OPERATIONS].update_one(running, paused)
+    return bool(answer.matched_count)
+
+
+async def complete(database: Database, lease: RedriveLease) -> None:
+    """The run that holds the lease ends the redrive; without effect once it has lost the lease."""
+    await _end(database, lease.redrive_id, State.DONE, owner=lease.owner)
+
+
 async def cancel(database: Database, redrive_id: str, operator: Operator) -> None:
-    """End it: what was not sent never is; what was sent goes its way. Raises NothingToDo."""
+    """End it: planned letters stay dead letters; sent ones are delivered. Raises NothingToDo."""
     reason = f"{operator.who}: {operator.why}"
     answer = await database[OPERATIONS].update_one(
         {"_id": redrive_id, "what": REDRIVE, "open": True},
@@ -225,12 +284,12 @@ async def cancel(database: Database, redrive_id: str, operator: Operator) -> Non
         {"operation": redrive_id, "state": ItemState.PLANNED.value},
         {"$set": {"state": ItemState.SKIPPED.value, "why": Skip.CANCELLED.value}},
     )
-    await close(database, redrive_id, State.CANCELLED)
+    await _end(database, redrive_id, State.CANCELLED)
     await record_done(database, "cancel_redrive", operator, result="cancelled", redrive=redrive_id)
 
 
-async def close(database: Database, redrive_id: str, state: State, **condition: Any) -> None:
-    """End it, unless it has ended or the condition does not hold; its result are the counts."""
+async def _end(database: Database, redrive_id: str, state: State, **condition: Any) -> None:
+    """End an open redrive that meets the condition; the counts become its result."""
     await observe(database, redrive_id, states=UNFINISHED)
     ended = {
         "state": state.value,
@@ -245,9 +304,9 @@ async def close(database: Database, redrive_id: str, state: State, **condition: 
 async def observe(
     database: Database, redrive_id: str, *, states: Sequence[str] = UNFINISHED
 ) -> list[ItemState]:
-    """Note what has come of the items in these states since; the new states."""
-    items = database[OPERATION_ITEMS]
-    found: list[dict[str, Any]] = await items.find(
+    """Update the items in these states from their deliveries; returns each changed item's state."""
+    collection = database[OPERATION_ITEMS]
+    found: list[RedriveItem] = await collection.find(
         {"operation": redrive_id, "state": {"$in": list(states)}}
     ).to_list(None)
     changed: list[ItemState] = []
@@ -255,6 +314,8 @@ async def observe(
         requests = await _requests_of(database, some)
         updates: list[UpdateOne] = []
         for item in some:
+            # a sent item has a request and a delivery
+            assert item["destination"] is not None
             delivery = delivery_to(requests[item["request_id"]], item["destination"])
             assert delivery is not None
             state = outcome_of(
@@ -267,12 +328,21 @@ async def observe(
                     UpdateOne({"_id": item["_id"], "state": item["state"]}, {"$set": seen})
                 )
         if updates:
-            await items.bulk_write(updates, ordered=False)
+            await collection.bulk_write(updates, ordered=False)
     return changed
 
 
+async def items(
+    database: Database, redrive_id: str, *, state: ItemState | None = None, limit: int
+) -> list[RedriveItem]:
+    query = {"operation": redrive_id, **({"state": state.value} if state else {})}
+    cursor = database[OPERATION_ITEMS].find(query, sort=[("ordinal", 1)], limit=limit)
+    found: list[RedriveItem] = await cursor.to_list(None)
+    return found
+
+
 async def counts(database: Database, redrive_id: str) -> dict[str, int]:
-    """How many items are in each state."""
+    """The number of items per state."""
     pipeline: list[dict[str, Any]] = [
         {"$match": {"operation": redrive_id}},
         {"$group": {"_id": "$state", "count": {"$sum": 1}}},
@@ -282,9 +352,9 @@ async def counts(database: Database, redrive_id: str) -> dict[str, int]:
     return {group["_id"]: group["count"] async for group in groups}
 
 
-async def find(database: Database, redrive_id: str) -> dict[str, Any]:
+async def find(database: Database, redrive_id: str) -> RedriveOperation:
     """Raises NothingToDo."""
-    found: dict[str, Any] | None = await database[OPERATIONS].find_one(
+    found: RedriveOperation | None = await database[OPERATIONS].find_one(
         {"_id": redrive_id, "what": REDRIVE}
     )
     if found is None:
@@ -292,25 +362,25 @@ async def find(database: Database, redrive_id: str) -> dict[str, Any]:
     return found
 
 
-async def newest(database: Database, limit: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = await (
+async def newest(database: Database, limit: int) -> list[RedriveOperation]:
+    found: list[RedriveOperation] = await (
         database[OPERATIONS].find({"what": REDRIVE}, sort=[("asked_at", -1)]).to_list(limit)
     )
     return found
 
 
-def describe(asked: Mapping[str, Any], now: datetime) -> str:
-    """Which redrive it is, how it stands, and what can be done about it."""
-    whose = f"redrive {asked['_id']}, asked for by {asked['who']} ({asked['why']}),"
-    if not asked.get("open"):
-        return f"{whose} is {asked['state']}"
-    if asked["items_count"] is None and asked["lease_until"] <= now:
-        return f"{whose} was never planned to its end: cancel it"
-    if asked["state"] == State.PAUSED:
-        return f"{whose} is paused ({asked['reason']}): resume or cancel it"
-    if asked["lease_until"] <= now:
-        return f"{whose} has lost its command: resume or cancel it"
-    return f"{whose} is running: wait for it, pause or cancel it"
+def describe(redrive: RedriveOperation, now: datetime) -> str:
+    """Which redrive it is, its state, and what to do about it."""
+    name = f"redrive {redrive['_id']}, started by {redrive['who']} ({redrive['why']}),"
+    if not redrive.get("open"):
+        return f"{name} is {redrive['state']}"
+    if redrive["items_count"] is None and redrive["lease_until"] <= now:
+        return f"{name} was not planned completely: cancel it"
+    if redrive["state"] == State.PAUSED:
+        return f"{name} is paused ({redrive['reason']}): resume or cancel it"
+    if redrive["lease_until"] <= now:
+        return f"{name} has lost its command: resume or cancel it"
+    return f"{name} is running: wait for it, pause or cancel it"
 
 
 async def _requests_of(

@@ -1,5 +1,5 @@
 """
-The run of a redrive: dead letters sent on their way again, under an operator's eyes.
+The run of a redrive: sends dead letters again while an operator watches.
 
     send one, the canary ─> it succeeds ─> send the rest at a rate ─> each has an outcome: done
             │                                   │
@@ -7,8 +7,8 @@ The run of a redrive: dead letters sent on their way again, under an operator's 
                v                                   v
              paused                              paused
 
-Each item is sent in one transaction with what it changes, so none is sent twice, whatever happens
-to the command.
+An item is sent in one transaction with everything it changes, so no item is sent twice, even if the
+command dies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,32 +33,30 @@ from assistance.request import Request, delivery_to
 from consumers.admin import redrive_job
 from consumers.admin.dead_letters import decide
 from consumers.admin.pace import Pace
-from consumers.admin.redrive_job import Held, Places, State
+from consumers.admin.redrive_job import KnownDestinations, RedriveItem, RedriveLease
 from consumers.database import server_time
 from consumers.delivery.updates import change, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction, retry_while_unavailable
-from runtime.operations import OPERATION_ITEMS, OPERATIONS
+from runtime.operations import OPERATION_ITEMS
 from runtime.shutdown import Stop
 
-Item = Mapping[str, Any]
-
-#: So many may be without an outcome: whoever answers nothing gets no more.
+#: The limit of items without an outcome; beyond it, nothing more is sent.
 UNANSWERED_LIMIT = 100
 
-#: Opened in one transaction.
+#: Deliveries reopened in one transaction.
 SENT_AT_ONCE = 25
 
 TICK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class RedriveOptions:
     """
-    rate_per_second: letters sent a second, at most.
-    stop_share: it pauses itself when so large a share of the newest outcomes are no successes.
-    patience_seconds: how long it waits for any outcome before it pauses itself or, when all are
-    sent, ends.
+    rate_per_second: the maximum rate of letters sent.
+    stop_share: the redrive pauses itself when this share of the newest outcomes are failures.
+    patience_seconds: without any outcome for this long, the redrive pauses itself or, when all
+    letters are sent, ends.
     """
 
     rate_per_second: float = 10.0
@@ -72,108 +70,109 @@ class Redrive:
     def __init__(
         self,
         database: Database,
-        held: Held,
-        places: Places,
-        manner: Manner,
+        lease: RedriveLease,
+        destinations: KnownDestinations,
+        options: RedriveOptions,
         stop: Stop,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
-        """tell: is given a word now and then, for whoever watches."""
+        """report: called with a line of progress for the operator."""
         self._database = database
         self._items = database[OPERATION_ITEMS]
         self._requests = database[ASSISTANCES]
-        self._held = held
-        self._places = places
-        self._manner = manner
+        self._lease = lease
+        self._destinations = destinations
+        self._options = options
         self._stop = stop
-        self._tell = tell
+        self._report = report
         self._outcomes: list[ItemState] = []
         self._unanswered = 0
         self._sent = 0
 
     @property
     def id(self) -> str:
-        redrive_id: str = self._held.asked["_id"]
-        return redrive_id
+        return self._lease.redrive_id
 
     async def run(self) -> None:
         """
-        Until it is done, paused or cancelled; the operation says which.
+        Run until done, paused or cancelled; the stored state says which.
 
-        Raises PyMongoError, or GivenUp at a stop while MongoDB is away: then it can be resumed.
+        Raises PyMongoError, or GivenUp at a stop while MongoDB is unavailable; the redrive can be
+        resumed then.
         """
-        await self._insist(self._take_stock)
-        pace = Pace(self._manner.rate_per_second)
+        await self._retry(self._skip_earlier_outcomes)
+        pace = Pace(self._options.rate_per_second)
         progressed_at = monotonic()
-        while await self._insist(partial(redrive_job.renew, self._database, self._held)):
-            seen = await self._insist(self._observe)
-            trouble = "its command was stopped" if self._stop.requested else self._trouble()
-            if trouble:
-                await self._pause(trouble)
+        while await self._retry(partial(redrive_job.renew, self._database, self._lease)):
+            seen = await self._retry(self._observe)
+            problem = "its command was stopped" if self._stop.requested else self._problem()
+            if problem:
+                await self._pause(problem)
                 return
             sent, exhausted = await self._send_next(pace.take(self._room()))
             if seen or sent:
                 progressed_at = monotonic()
-            silent = monotonic() - progressed_at > self._manner.patience_seconds
+            silent = monotonic() - progressed_at > self._options.patience_seconds
             if exhausted and (silent or not self._unanswered):
-                await redrive_job.close(self._database, self.id, State.DONE, owner=self._held.owner)
+                await redrive_job.complete(self._database, self._lease)
                 return
             if silent:
-                await self._pause("no outcome comes: do the relay and the worker run?")
+                await self._pause("no outcomes: check that the relay and the worker are running")
                 return
             await self._stop.rest(TICK_SECONDS)
 
-    async def _take_stock(self) -> None:
-        """What came of an earlier run's meanwhile is not for this one to judge."""
+    async def _skip_earlier_outcomes(self) -> None:
+        """The outcomes of an earlier run must not pause this one."""
         await redrive_job.observe(self._database, self.id)
 
     async def _observe(self) -> int:
-        """How many outcomes came."""
+        """Returns the number of new outcomes."""
         waiting = [ItemState.SENT.value]
         seen = await redrive_job.observe(self._database, self.id, states=waiting)
         if seen and not self._outcomes:
-            self._tell(f"the first one came back: {seen[0].value}")
+            self._report(f"the first letter: {seen[0].value}")
         self._outcomes += seen
         self._unanswered = await self._items.count_documents(
             {"operation": self.id, "state": {"$in": waiting}}
         )
         return len(seen)
 
-    def _trouble(self) -> str | None:
+    def _problem(self) -> str | None:
         if self._outcomes and self._outcomes[0] is not ItemState.SUCCEEDED:
-            return f"the first one came back: {self._outcomes[0].value}"
-        if failures_return(self._outcomes, share=self._manner.stop_share):
-            return f"failures return: {self._manner.stop_share:.0%} or more of the newest"
+            return f"the first letter: {self._outcomes[0].value}"
+        if failures_return(self._outcomes, share=self._options.stop_share):
+            return f"{self._options.stop_share:.0%} or more of the newest outcomes are failures"
         return None
 
     def _room(self) -> int:
-        """How many may be sent now: the canary first, by itself."""
+        """How many letters may be sent now: first the canary alone."""
         if not self._outcomes:
             return 1 if self._sent == 0 else 0
         return UNANSWERED_LIMIT - self._unanswered
 
     async def _send_next(self, room: int) -> tuple[int, bool]:
-        """How many were sent, and whether nothing is planned any more."""
-        found = await self._insist(partial(self._planned, room + 1))
+        """Returns how many were sent, and whether none is left to send."""
+        found = await self._retry(partial(self._planned, room + 1))
         sent = 0
         for start in range(0, min(room, len(found)), SENT_AT_ONCE):
             some = found[start : min(start + SENT_AT_ONCE, room)]
-            sent += await self._insist(partial(self._send, some))
+            sent += await self._retry(partial(self._send, some))
         self._sent += sent
         self._unanswered += sent
         return sent, len(found) <= room
 
-    async def _planned(self, count: int) -> list[dict[str, Any]]:
+    async def _planned(self, count: int) -> list[RedriveItem]:
         planned = {"operation": self.id, "state": ItemState.PLANNED.value}
-        found: list[dict[str, Any]] = await (
+        found: list[RedriveItem] = await (
             self._items.find(planned, sort=[("ordinal", 1)]).limit(count).to_list(count)
         )
         return found
 
-    async def _send(self, some: Sequence[Item]) -> int:
+    async def _send(self, some: Sequence[RedriveItem]) -> int:
         """
-        Open their deliveries again, or note why not; how many were opened. May be repeated: what
-        is sent is sent once.
+        Reopen the items' deliveries, or record why not; returns how many were reopened.
+
+        May be repeated: an item is sent once.
         """
         while True:
             try:
@@ -182,13 +181,13 @@ class Redrive:
                 if len(some) > 1:
                     return sum([await self._send([item]) for item in some])
 
-    async def _send_together(self, some: Sequence[Item]) -> int:
-        """One transaction. Raises _Overtaken when something is not as it was read."""
+    async def _send_together(self, some: Sequence[RedriveItem]) -> int:
+        """One transaction. Raises _Overtaken when a document changed since it was read."""
         planned = {"_id": _among(some, "_id"), "state": ItemState.PLANNED.value}
         items = await self._items.find(planned).to_list(None)
         letters = await self._by_id(DEAD_LETTERS, items, "letter")
         requests = await self._by_id(ASSISTANCES, items, "request_id")
-        resting = await self._places.resting()
+        unavailable = await self._destinations.unavailable()
         now = await server_time(self._database)
         skipped: list[UpdateOne] = []
         opened: list[_Opened] = []
@@ -197,14 +196,15 @@ class Redrive:
             skip = why_skipped(
                 letter,
                 request,
-                configured=self._places.configured,
-                not_accepting=resting,
+                configured=self._destinations.configured,
+                unavailable=unavailable,
             )
             if skip is not None:
                 why = {"$set": {"state": ItemState.SKIPPED.value, "why": skip.value}}
                 skipped.append(UpdateOne({**planned, "_id": item["_id"]}, why))
                 continue
             assert request is not None
+            assert item["destination"] is not None
             delivery = delivery_to(request, item["destination"])
             assert delivery is not None
             reopening = reopen(request, delivery, redrive_id=self.id, now=now)
@@ -215,12 +215,14 @@ class Redrive:
             await self._commit(opened)
         return len(opened)
 
-    async def _by_id(self, collection: str, items: Sequence[Item], name: str) -> dict[str, Any]:
+    async def _by_id(
+        self, collection: str, items: Sequence[Mapping[str, Any]], name: str
+    ) -> dict[str, Any]:
         found = self._database[collection].find({"_id": _among(items, name)}, {"body": False})
         return {document["_id"]: document async for document in found}
 
     async def _commit(self, opened: Sequence["_Opened"]) -> None:
-        decided = decide(Decision.REDRIVEN, self._held.asked)
+        decided = decide(Decision.REDRIVEN, self._lease.operation)
         undecided = {"decision": None}
         writes = (
             (self._items, [one.item_update() for one in opened]),
@@ -242,24 +244,21 @@ class Redrive:
         await in_transaction(self._database.client, write)
 
     async def _pause(self, reason: str) -> None:
-        await self._database[OPERATIONS].update_one(
-            {"_id": self.id, "state": State.RUNNING.value, "owner": self._held.owner},
-            {"$set": {"state": State.PAUSED.value, "reason": reason}},
-        )
+        await redrive_job.pause_own(self._database, self._lease, reason)
 
-    async def _insist(self, action: Any) -> Any:
+    async def _retry(self, action: Any) -> Any:
         return await retry_while_unavailable(action, self._stop)
 
 
 class _Overtaken(Exception):
-    """Something was changed since it was read; nothing of the transaction stays."""
+    """A document changed since it was read; the transaction was rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A delivery as it was read, and what makes it wait again."""
+    """A delivery as it was read, and its reopening."""
 
-    item: Item
+    item: RedriveItem
     request: Request
     delivery: Delivery
     reopening: Reopening
@@ -293,5 +292,5 @@ class _Opened:
         return UpdateOne(as_read, changed)
 
 
-def _among(items: Sequence[Item], name: str) -> dict[str, Any]:
+def _among(items: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     return {"$in": [item[name] for item in items]}

@@ -115,7 +115,7 @@ async def _look(
             request,
             {
                 delivery["destination"]: why_not_resent(
-                    delivery, now=now, not_accepting=resting, unsettled=unsettled
+                    delivery, now=now, unavailable=resting, unsettled=unsettled
                 )
                 for delivery in chosen[request["_id"]]
             },

@@ -51,7 +51,7 @@ def test_a_list_names_its_columns_and_says_when_it_is_cut(deliveries: Deliveries
         for line in said.splitlines()
         if line[0] in "┃│"
     )
-    assert title == ["redrive", "asked UTC", "who", "why", "state", "reason", "result"]
+    assert title == ["redrive", "started UTC", "who", "why", "state", "reason", "result"]
     assert [row[0], row[4], row[6]] == [newest["_id"], "done", "sent 1"]
     assert row[1] == newest["asked_at"][:19].replace("T", " ")
     assert said.endswith("the first 1; --limit shows more\n")

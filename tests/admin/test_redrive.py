@@ -23,8 +23,8 @@ from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later, Never, Verdict
 from consumers.admin import redrive_job
 from consumers.admin.dead_letters import Selection, discard
-from consumers.admin.redrive_job import Held, NotFree, Places
-from consumers.admin.redrive_runner import Manner, Redrive
+from consumers.admin.redrive_job import KnownDestinations, RedriveBusy, RedriveLease
+from consumers.admin.redrive_runner import Redrive, RedriveOptions
 from consumers.delivery.ledger import Claim, Ledger, Recorded
 from outbox.collection import OUTBOX
 from runtime.mongo import Database
@@ -40,7 +40,7 @@ from tests.support.third_parties import ThirdParties
 
 ANN = Operator("ann", "Slack is back")
 POLICY = RetryPolicy(delays_seconds=(), jitter_ratio=0.0)
-QUICK = Manner(rate_per_second=1000.0, patience_seconds=20.0)
+QUICK = RedriveOptions(rate_per_second=1000.0, patience_seconds=20.0)
 ALL = Selection()
 
 
@@ -51,7 +51,7 @@ async def database(deliveries: Deliveries) -> AsyncIterator[Database]:
 
 
 class RelayAndWorker:
-    """Relay and worker in one: claims what a pending hint wakes, and answers by rule."""
+    """Publishes pending hints and works on them: claims each delivery and answers by rule."""
 
     def __init__(self, database: Database, verdicts: dict[str, Verdict]) -> None:
         self._outbox = database[OUTBOX]
@@ -63,14 +63,16 @@ class RelayAndWorker:
         pending = {"state": "pending", "type": "delivery_due"}
         while True:
             hints = await self._outbox.find(pending).to_list(50)
-            await asyncio.gather(*(self._take(hint["key"]) for hint in hints))
+            async with asyncio.TaskGroup() as group:
+                for hint in hints:
+                    group.create_task(self._take(hint["key"]))
             ids = {"$in": [hint["_id"] for hint in hints]}
             await self._outbox.update_many({"_id": ids}, {"$set": {"state": "published"}})
             await asyncio.sleep(0.01)
 
     async def _take(self, request_id: str) -> None:
         claim = await self._ledger.claim(request_id, "slack")
-        assert isinstance(claim, Claim)
+        assert isinstance(claim, Claim), f"the hint of {request_id} was refused: {claim}"
         self.calls[claim.idempotency_key] += 1
         await self._ledger.record(claim, self._verdicts.get(request_id, Done("200")), 1)
 
@@ -79,28 +81,33 @@ class RelayAndWorker:
 async def relay_and_worker(
     database: Database, verdicts: dict[str, Verdict]
 ) -> AsyncIterator[RelayAndWorker]:
-    at_work = RelayAndWorker(database, verdicts)
-    working = asyncio.create_task(at_work.work())
-    yield at_work
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
+    """A hint without a delivery to claim fails the test, also when the test fails otherwise."""
+    worker = RelayAndWorker(database, verdicts)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(worker.work())
+        try:
+            yield worker
+        finally:
+            task.cancel()
 
 
-def places(*, resting: Sequence[str] = ()) -> Places:
+def destinations(*, unavailable: Sequence[str] = ()) -> KnownDestinations:
     async def which() -> Sequence[str]:
-        return resting
+        return unavailable
 
-    return Places({"slack", "email"}, which)
-
-
-async def begun(database: Database, selection: Selection = ALL) -> Held:
-    planned = await redrive_job.plan(database, selection, places())
-    return await redrive_job.begin(database, planned, selection, ANN, rate_per_second=1000.0)
+    return KnownDestinations({"slack", "email"}, which)
 
 
-def redrive(database: Database, held: Held, manner: Manner = QUICK, **given: Any) -> Redrive:
-    where = places(**given)
-    return Redrive(database, held, where, manner, Stop(), lambda _: None)
+async def begun(database: Database, selection: Selection = ALL) -> RedriveLease:
+    planned = await redrive_job.plan(database, selection, destinations())
+    return await redrive_job.start(database, planned, selection, ANN, rate_per_second=1000.0)
+
+
+def redrive(
+    database: Database, lease: RedriveLease, options: RedriveOptions = QUICK, **given: Any
+) -> Redrive:
+    where = destinations(**given)
+    return Redrive(database, lease, where, options, Stop(), lambda _: None)
 
 
 def items(deliveries: Deliveries, state: str | None = None) -> list[dict[str, Any]]:
@@ -122,11 +129,11 @@ async def test_a_thousand_letters_of_which_a_tenth_fails_again(
     request_ids = fail_many(deliveries, 1000)
     failing: dict[str, Verdict] = dict.fromkeys(request_ids[5::10], Never("404"))
     keys = {deliveries.delivery(id)["idempotency_key"] for id in request_ids[:3]}
-    held = await begun(database)
-    async with relay_and_worker(database, failing) as at_work:
-        running = asyncio.create_task(redrive(database, held).run())
-        await wait_until_async(lambda: len(at_work.calls) > 50, "some are sent")
-        with pytest.raises(NotFree, match=r"asked for by ann .* is running"):
+    lease = await begun(database)
+    async with relay_and_worker(database, failing) as worker:
+        running = asyncio.create_task(redrive(database, lease).run())
+        await wait_until_async(lambda: len(worker.calls) > 50, "some are sent")
+        with pytest.raises(RedriveBusy, match=r"started by ann .* is running"):
             await begun(database)
         await running
     found = items(deliveries)
@@ -135,10 +142,10 @@ async def test_a_thousand_letters_of_which_a_tenth_fails_again(
     assert {item["request_id"] for item in found if item["state"] == "succeeded"} == set(
         request_ids
     ) - set(failing)
-    assert len(at_work.calls) == 1000
-    assert set(at_work.calls.values()) == {1}
-    assert keys <= set(at_work.calls)
-    operation = await redrive_job.find(database, held.asked["_id"])
+    assert len(worker.calls) == 1000
+    assert set(worker.calls.values()) == {1}
+    assert keys <= set(worker.calls)
+    operation = await redrive_job.find(database, lease.redrive_id)
     assert (operation["who"], operation["why"], operation["state"]) == (*_of(ANN), "done")
     assert operation["result"] == {"failed_again": 100, "succeeded": 900}
     assert deliveries.count("succeeded") == 900
@@ -150,7 +157,7 @@ async def test_a_thousand_letters_of_which_a_tenth_fails_again(
     ]
     balanced(deliveries)
     # those that failed again wait for a decision again, and no others
-    assert len(await redrive_job.plan(database, ALL, places())) == 100
+    assert len(await redrive_job.plan(database, ALL, destinations())) == 100
 
 
 def _of(operator: Operator) -> tuple[str, str]:
@@ -162,9 +169,9 @@ async def test_a_redriven_delivery_keeps_its_history_and_has_all_its_attempts_ag
 ) -> None:
     (request_id,) = fail_many(deliveries, 1)
     before = deliveries.delivery(request_id)
-    held = await begun(database)
+    lease = await begun(database)
     async with relay_and_worker(database, {}):
-        await redrive(database, held).run()
+        await redrive(database, lease).run()
     after = deliveries.delivery(request_id)
     assert after["idempotency_key"] == before["idempotency_key"]
     assert after["attempts"][0] == before["attempts"][0]
@@ -175,26 +182,26 @@ async def test_a_redriven_delivery_keeps_its_history_and_has_all_its_attempts_ag
     [letter] = deliveries.letters()
     [taken] = letter["decisions"]
     assert letter["decision"] == taken["decision"] == "redriven"
-    assert (taken["who"], taken["operation"]) == ("ann", held.asked["_id"])
+    assert (taken["who"], taken["operation"]) == ("ann", lease.redrive_id)
 
 
 async def test_a_canary_that_fails_keeps_the_rest_back_until_somebody_resumes(
     database: Database, deliveries: Deliveries
 ) -> None:
     request_ids = fail_many(deliveries, 5)
-    held = await begun(database)
-    async with relay_and_worker(database, {request_ids[0]: Never("404")}) as at_work:
-        await redrive(database, held).run()
-        operation = await redrive_job.find(database, held.asked["_id"])
+    lease = await begun(database)
+    async with relay_and_worker(database, {request_ids[0]: Never("404")}) as worker:
+        await redrive(database, lease).run()
+        operation = await redrive_job.find(database, lease.redrive_id)
         assert operation["state"] == "paused"
-        assert operation["reason"] == "the first one came back: failed_again"
-        assert len(at_work.calls) == 1
-        with pytest.raises(NotFree, match=r"is paused .* resume or cancel it"):
+        assert operation["reason"] == "the first letter: failed_again"
+        assert len(worker.calls) == 1
+        with pytest.raises(RedriveBusy, match=r"is paused .* resume or cancel it"):
             await begun(database)
-        resumed = await redrive_job.take_over(database, held.asked["_id"], ANN)
+        resumed = await redrive_job.resume(database, lease.redrive_id, ANN)
         await redrive(database, resumed).run()
-        assert at_work.calls.total() == 5
-    assert (await redrive_job.find(database, held.asked["_id"]))["result"] == {
+        assert worker.calls.total() == 5
+    assert (await redrive_job.find(database, lease.redrive_id))["result"] == {
         "failed_again": 1,
         "succeeded": 4,
     }
@@ -205,18 +212,18 @@ async def test_a_redrive_stops_itself_when_failures_return(
 ) -> None:
     request_ids = fail_many(deliveries, 300)
     down: dict[str, Verdict] = dict.fromkeys(request_ids[20:], Never("503"))
-    held = await begun(database)
-    async with relay_and_worker(database, down) as at_work:
-        await redrive(database, held).run()
-    operation = await redrive_job.find(database, held.asked["_id"])
+    lease = await begun(database)
+    async with relay_and_worker(database, down) as worker:
+        await redrive(database, lease).run()
+    operation = await redrive_job.find(database, lease.redrive_id)
     assert operation["state"] == "paused"
-    assert operation["reason"].startswith("failures return")
-    assert len(at_work.calls) < 300
+    assert str(operation["reason"]).endswith("of the newest outcomes are failures")
+    assert len(worker.calls) < 300
     assert len(items(deliveries, "planned")) > 0
-    await redrive_job.cancel(database, held.asked["_id"], ANN)
+    await redrive_job.cancel(database, lease.redrive_id, ANN)
     assert not items(deliveries, "planned")
     assert {item["why"] for item in items(deliveries, "skipped")} == {Skip.CANCELLED}
-    assert (await redrive_job.find(database, held.asked["_id"]))["state"] == "cancelled"
+    assert (await redrive_job.find(database, lease.redrive_id))["state"] == "cancelled"
     await begun(database)  # the way is free again
 
 
@@ -224,24 +231,24 @@ async def test_a_command_that_died_is_followed_by_another_and_nothing_is_sent_tw
     database: Database, deliveries: Deliveries
 ) -> None:
     request_ids = fail_many(deliveries, 40)
-    held = await begun(database)
-    async with relay_and_worker(database, {}) as at_work:
-        slowly = Manner(rate_per_second=10.0, patience_seconds=20.0)
-        dying = asyncio.create_task(redrive(database, held, slowly).run())
-        await wait_until_async(lambda: len(at_work.calls) > 3, "some are sent")
+    lease = await begun(database)
+    async with relay_and_worker(database, {}) as worker:
+        slowly = RedriveOptions(rate_per_second=10.0, patience_seconds=20.0)
+        dying = asyncio.create_task(redrive(database, lease, slowly).run())
+        await wait_until_async(lambda: len(worker.calls) > 3, "some are sent")
         dying.cancel()
         await asyncio.gather(dying, return_exceptions=True)
-        with pytest.raises(NotFree, match="is running"):
-            await redrive_job.take_over(database, held.asked["_id"], ANN)
+        with pytest.raises(RedriveBusy, match="is running"):
+            await redrive_job.resume(database, lease.redrive_id, ANN)
         lease_over = {"$set": {"lease_until": datetime.now(UTC) - timedelta(seconds=1)}}
-        deliveries.database[OPERATIONS].update_one({"_id": held.asked["_id"]}, lease_over)
-        with pytest.raises(NotFree, match="has lost its command"):
+        deliveries.database[OPERATIONS].update_one({"_id": lease.redrive_id}, lease_over)
+        with pytest.raises(RedriveBusy, match="has lost its command"):
             await begun(database)
-        heir = await redrive_job.take_over(database, held.asked["_id"], ANN)
+        heir = await redrive_job.resume(database, lease.redrive_id, ANN)
         # the dead one was only frozen, and goes on beside its heir
-        await asyncio.gather(redrive(database, held).run(), redrive(database, heir).run())
-    assert len(at_work.calls) == len(request_ids)
-    assert set(at_work.calls.values()) == {1}
+        await asyncio.gather(redrive(database, lease).run(), redrive(database, heir).run())
+    assert len(worker.calls) == len(request_ids)
+    assert set(worker.calls.values()) == {1}
     assert {item["state"] for item in items(deliveries)} == {"succeeded"}
 
 
@@ -275,14 +282,14 @@ async def test_what_is_skipped_is_said_with_its_reason(
     planned = await redrive_job.plan(
         database,
         Selection(ids=(discarded, "nobody", elsewhere, mended, resting, good, "message/1")),
-        places(resting=["email"]),
+        destinations(unavailable=["email"]),
     )
     assert {one.letter["request_id"]: one.skip for one in planned} == {
         discarded: Skip.DISCARDED,
         "nobody": Skip.NO_REQUEST,
         elsewhere: Skip.NOT_CONFIGURED,
         mended: Skip.NOT_FAILED,
-        resting: Skip.NOT_ACCEPTING,
+        resting: Skip.UNAVAILABLE,
         None: Skip.NO_DELIVERY,
         good: None,
     }
@@ -360,12 +367,12 @@ def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_l
 
     with Terminal(deliveries, *asked) as interrupted:
         interrupted.answer("send 10 letters? [y/N]: ", "y")
-        interrupted.wait_for("the first one came back: succeeded")
+        interrupted.wait_for("the first letter: succeeded")
         third_parties.misbehave("slack", "status", code=400, times=1)
         wait_until(lambda: third_parties.calls("slack", accepted=False), "one fails again")
         interrupted.process.send_signal(signal.SIGINT)
         interrupted.wait_for("paused (its command was stopped): ")
-        interrupted.wait_for("go on with: python -m consumers dead-letters redrives resume ")
+        interrupted.wait_for("resume with: python -m consumers dead-letters redrives resume ")
         assert interrupted.ends() == 1
     [told] = json_of(deliveries, "dead-letters", "redrives", "list")
     steering = ("dead-letters", "redrives")
@@ -494,8 +501,8 @@ async def _send_again(database: Database, request_id: str, destination: str) -> 
     if await database[DEAD_LETTERS].find_one({"_id": letter_id}) is None:
         return
     chosen = Selection(ids=(letter_id,))
-    where = Places({"slack", "email", "slack-emea"}, places().resting)
+    where = KnownDestinations({"slack", "email", "slack-emea"}, destinations().unavailable)
     planned = await redrive_job.plan(database, chosen, where)
-    held = await redrive_job.begin(database, planned, chosen, ANN, rate_per_second=1.0)
-    manner = Manner(patience_seconds=0.0)
-    await Redrive(database, held, where, manner, Stop(), lambda _: None).run()
+    lease = await redrive_job.start(database, planned, chosen, ANN, rate_per_second=1.0)
+    options = RedriveOptions(patience_seconds=0.0)
+    await Redrive(database, lease, where, options, Stop(), lambda _: None).run()

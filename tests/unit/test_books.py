@@ -273,11 +273,9 @@ def test_empty_books_balance() -> None:
 
 def test_a_request_waiting_for_a_suspended_destination_is_not_overdue() -> None:
     request, documents = accepted("slack", "email")
-    place = place_of(
-        request, published(documents), now=LONG_AFTER, not_accepting={"slack", "email"}
-    )
-    assert place.reason is Reason.NOT_ACCEPTING
-    place = place_of(request, published(documents), now=LONG_AFTER, not_accepting={"slack"})
+    place = place_of(request, published(documents), now=LONG_AFTER, unavailable={"slack", "email"})
+    assert place.reason is Reason.UNAVAILABLE
+    place = place_of(request, published(documents), now=LONG_AFTER, unavailable={"slack"})
     assert place.reason is Reason.OVERDUE
 
 

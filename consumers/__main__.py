@@ -44,7 +44,7 @@ dead_letters_cli.commands.command()(redrive_cli.redrive)
 dead_letters_cli.commands.add_typer(redrive_cli.redrives, name="redrives")
 commands.add_typer(dead_letters_cli.commands, name="dead-letters")
 commands.add_typer(destinations_cli.commands, name="destinations")
-commands.add_typer(needs_decision_cli.commands, name="unknown")
+commands.add_typer(needs_decision_cli.commands, name="needs-decision")
 commands.command()(destinations_cli.routes)
 commands.command()(resend)
 commands.command()(overdue)
@@ -54,7 +54,7 @@ Life = Callable[[Stop], Coroutine[Any, Any, None]]
 
 @commands.callback()
 def consumers() -> None:
-    """Hand requests over to third parties, and clean up behind."""
+    """Deliver requests to third parties, and manage the deliveries."""
 
 
 @commands.command()
@@ -63,7 +63,7 @@ def run(
     *,
     once: Annotated[bool, typer.Option("--once", help="reconciler: one pass, then stop")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="reconciler: say what one pass would do")
+        bool, typer.Option("--dry-run", help="reconciler: print what one pass would do")
     ] = False,
 ) -> None:
     """Run one consumer until SIGTERM or Ctrl-C."""
@@ -80,7 +80,7 @@ def run(
 
 @commands.command()
 def topology() -> None:
-    """Declare every exchange, queue and binding of the consumers, and say which."""
+    """Declare and print every exchange, queue and binding of the consumers."""
     settings = load_settings(TopologySettings, "topology")
 
     async def declare(_stop: Stop) -> None:
@@ -121,7 +121,7 @@ def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
                     )
             else:
                 count = await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None)
-                sys.stdout.write(f"{count} seen to\n")
+                sys.stdout.write(f"{count} repaired\n")
 
     if once or dry_run:
         live("reconciler", settings, pass_once)
@@ -151,7 +151,7 @@ def run_one_worker(destination: str) -> None:
 
 
 def live(process: str, settings: ProcessSettings, life: Life) -> None:
-    """Live until the life ends by itself or is asked to stop; say in one line why it cannot."""
+    """Run a process until it ends or is stopped; if it cannot start, say why in one line."""
     set_up_logs(process, level=settings.log_level, format=settings.log_format)
 
     async def until_stopped() -> None:
@@ -167,13 +167,13 @@ def live(process: str, settings: ProcessSettings, life: Life) -> None:
 
 
 class _Routes(SettingsTable, RoutingTable):
-    """What names the channel, read by itself: the channel's own table has yet to be found."""
+    """Read first: it names the channel, and so the channel's own table."""
 
 
 def _channel_of(destination: str, process: str) -> type[DeliveryChannel]:
     routes = read_settings(_Routes)
     if isinstance(routes, list):
-        # with broken routes the channel's table is not known: these problems come first
+        # with broken routes, the channel's table is unknown: report these problems first
         refuse_settings(process, [*_problems(read_settings(WorkerSettings))])
     if destination not in routes.destinations:
         known = ", ".join([*sorted(routes.destinations), "dead-letters", "reconciler"])

@@ -1,4 +1,4 @@
-"""`python -m consumers resend`, `... overdue`: what waits, and waits for too long."""
+"""`python -m consumers resend`, `... overdue`: the backlog of open deliveries."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -8,11 +8,11 @@ import typer
 from assistance.delivery import is_open
 from assistance.waiting import why_waiting
 from consumers.admin.cli import with_database
-from consumers.admin.resend import Wanted
-from consumers.admin.resend import resend as send_again
+from consumers.admin.resend import ResendOptions
+from consumers.admin.resend import resend as resend_all
 from consumers.database import server_time
 from consumers.delivery.destinations import Destinations
-from consumers.maintenance import overdue as late
+from consumers.maintenance import overdue as overdue_requests
 from consumers.settings import OverdueSettings, RedriveSettings
 from runtime.mongo import Database
 from runtime.settings import load_settings
@@ -25,11 +25,11 @@ def resend(
     why: Why,
     who: Who,
     destination: Annotated[
-        list[str] | None, typer.Option(help="only for it; may be given several times")
+        list[str] | None, typer.Option(help="only this destination; may be repeated")
     ] = None,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="sent a second")] = 100.0,
+    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="hints per second")] = 100.0,
 ) -> None:
-    """Send every open delivery's hint again, after the broker has lost messages."""
+    """Send a new hint for every open delivery, after the broker lost messages."""
     settings = load_settings(RedriveSettings, "resend")
     chosen = frozenset(destination or ())
     if unknown := sorted(chosen - set(settings.destinations)):
@@ -38,8 +38,8 @@ def resend(
     asking = operator(who=who, why=why)
 
     async def work(database: Database, stop: Stop) -> tuple[dict[str, int], bool]:
-        wanted = Wanted(chosen, rate, Destinations(database).unavailable)
-        return await send_again(database, wanted, asking, stop), stop.requested
+        options = ResendOptions(chosen, rate, Destinations(database).unavailable)
+        return await resend_all(database, options, asking, stop), stop.requested
 
     answers, stopped = with_database(settings, work)
     for answer, count in sorted(answers.items()):
@@ -47,24 +47,24 @@ def resend(
     if not answers:
         typer.echo("nothing is open")
     if stopped:
-        typer.echo("stopped early: run it again for the rest")
+        typer.echo("stopped early: run the command again for the rest")
         raise typer.Exit(1)
 
 
 def overdue(
     *,
-    limit: Annotated[int, typer.Option(min=1, help="so many of the oldest are named")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="how many of the oldest to list")] = 20,
     json: AsJson = False,
 ) -> None:
-    """List requests that are past their target time (TARGET_SECONDS). Exit code 1 when any is."""
+    """List requests older than TARGET_SECONDS. Exit code 1 when there are any."""
     settings = load_settings(OverdueSettings, "overdue")
 
     async def look(
         database: Database, _stop: Stop
-    ) -> tuple[dict[str, late.Overdue], list[dict[str, object]]]:
-        resting, now = await Destinations(database).unavailable(), await server_time(database)
-        found = await late.overdue(database, settings.target_seconds)
-        oldest = await late.oldest(database, settings.target_seconds, limit=limit)
+    ) -> tuple[dict[str, overdue_requests.Overdue], list[dict[str, object]]]:
+        unavailable, now = await Destinations(database).unavailable(), await server_time(database)
+        found = await overdue_requests.overdue(database, settings.target_seconds)
+        oldest = await overdue_requests.oldest(database, settings.target_seconds, limit=limit)
         return found, [
             {
                 "request": one.request["_id"],
@@ -72,7 +72,10 @@ def overdue(
                 "age_seconds": round(one.age_seconds),
                 "destination": delivery["destination"],
                 "waits": why_waiting(
-                    delivery, one.hints.get(delivery["hint_event"]), now=now, unavailable=resting
+                    delivery,
+                    one.hints.get(delivery["hint_event"]),
+                    now=now,
+                    unavailable=unavailable,
                 ),
                 "attempts": len(delivery["attempts"]),
             }
@@ -92,7 +95,7 @@ def overdue(
         print_table(list(oldest[0]), (list(row.values()) for row in oldest))
         print_if_cut({row["request"] for row in oldest}, limit)
         for name, one in found.items():
-            least = "at least " if one.count >= late.COUNTED_LIMIT else ""
-            age = f"the oldest for {one.oldest_age_seconds:.0f} s"
-            typer.echo(f"{name}: {least}{one.count} overdue, {age}")
+            at_least = "at least " if one.count >= overdue_requests.COUNTED_LIMIT else ""
+            age = f"the oldest by {one.oldest_age_seconds:.0f} s"
+            typer.echo(f"{name}: {at_least}{one.count} overdue, {age}")
     raise typer.Exit(1 if found else 0)

@@ -30,7 +30,7 @@ commands = typer.Typer(
     no_args_is_help=True, help="Show which destinations accept calls; suspend and resume them."
 )
 
-Name = Annotated[str, typer.Argument(help="the destination, as `destinations list` shows it")]
+Name = Annotated[str, typer.Argument(help="the destination, as shown by `destinations list`")]
 
 
 class DestinationsTable(MongoSettings, RoutingTable):

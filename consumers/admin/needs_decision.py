@@ -1,11 +1,11 @@
 """
-Deliveries of which nobody knows whether the third party has them, and which wait for a person.
+Deliveries whose third party did not answer, and whose rule is to ask an operator.
 
-    sent    it has it: closed as succeeded, as if its answer had come
-    again   it has not, or may have it twice: due at once, with a new hint and the same idempotency
-            key, and with all its attempts before it
+    sent    the third party has the message: closed as succeeded, as if it had answered
+    retry   it does not, or a duplicate is acceptable: due at once, with a new hint, the same
+            idempotency key and all its attempts again
 
-Each decision is one transaction with its event and its record.
+Each decision is one transaction with its event and its record in `operations`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,13 +35,13 @@ from runtime.operations import NothingToDo, Operator, record_done
 UNDECIDED = {"deliveries.state": DeliveryState.NEEDS_DECISION.value}
 
 
-class Unknowns:
+class NeedsDecision:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._requests = database[ASSISTANCES]
 
     async def undecided(self, limit: int) -> list[tuple[Request, Delivery]]:
-        """Those that wait for a person, the oldest requests first; without descriptions."""
+        """Undecided deliveries, oldest request first; the requests without their descriptions."""
         cursor = self._requests.find(
             {"status": Status.ACCEPTED.value, **UNDECIDED},
             {"description": False},
@@ -56,7 +56,7 @@ class Unknowns:
         ]
 
     async def sent(self, request_id: str, destination: str, operator: Operator) -> None:
-        """Close it as succeeded. Raises NothingToDo."""
+        """Close the delivery as succeeded. Raises NothingToDo."""
         now = await server_time(self._database)
 
         async def write(session: Session) -> None:
@@ -77,8 +77,8 @@ class Unknowns:
 
         await self._in_transaction(write)
 
-    async def again(self, request_id: str, destination: str, operator: Operator) -> None:
-        """Have it tried once more. Raises NothingToDo."""
+    async def retry(self, request_id: str, destination: str, operator: Operator) -> None:
+        """Make the delivery due at once. Raises NothingToDo."""
         now = await server_time(self._database)
 
         async def write(session: Session) -> None:
@@ -117,7 +117,7 @@ class Unknowns:
         if delivery["state"] != DeliveryState.NEEDS_DECISION:
             raise NothingToDo(
                 f"the delivery of {request_id} to {destination} is {delivery['state']}: "
-                "nothing is to be decided, and nothing was changed"
+                "there is nothing to decide; nothing was changed"
             )
         return request
 
@@ -128,7 +128,7 @@ class Unknowns:
         appended: Sequence[Mapping[str, Any]],
         session: Session,
     ) -> None:
-        # read in the same transaction: whoever else writes it makes this one begin anew
+        # read in the same transaction: a concurrent write makes this transaction start again
         await self._requests.update_one({"_id": request["_id"]}, changed, session=session)
         if appended:
             await self._database[OUTBOX].insert_many(appended, session=session)

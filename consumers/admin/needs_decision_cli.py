@@ -1,11 +1,11 @@
-"""`python -m consumers unknown list | sent | again`"""
+"""`python -m consumers needs-decision list | sent | retry`"""
 
 from typing import Annotated, Any
 
 import typer
 
 from consumers.admin.cli import with_database
-from consumers.admin.needs_decision import Unknowns
+from consumers.admin.needs_decision import NeedsDecision
 from runtime.mongo import Database
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
@@ -13,17 +13,19 @@ from runtime.terminal import AsJson, Who, Why, operator, print_if_cut, print_jso
 
 commands = typer.Typer(
     no_args_is_help=True,
-    help="Calls that were not answered, of destinations whose rule is to ask a person.",
+    help="Deliveries that the third party did not answer, and that an operator must decide.",
 )
 
-RequestId = Annotated[str, typer.Argument(help="the request, as `unknown list` shows it")]
-Destination = Annotated[str, typer.Argument(help="and the destination")]
+RequestId = Annotated[str, typer.Argument(help="as shown by `needs-decision list`")]
+Destination = Annotated[str, typer.Argument(help="the delivery's destination")]
 
 
 @commands.command("list")
-def list_unknown(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson = False) -> None:
-    """List what waits for a decision, the oldest first, and what is known of it."""
-    settings = load_settings(MongoSettings, "unknown")
+def list_undecided(
+    *, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson = False
+) -> None:
+    """List the deliveries that need a decision, oldest first."""
+    settings = load_settings(MongoSettings, "needs-decision")
 
     async def read(database: Database, _stop: Stop) -> list[dict[str, Any]]:
         return [
@@ -37,7 +39,7 @@ def list_unknown(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJso
                 "attempts": len(delivery["attempts"]),
                 "idempotency_key": delivery["idempotency_key"],
             }
-            for request, delivery in await Unknowns(database).undecided(limit)
+            for request, delivery in await NeedsDecision(database).undecided(limit)
         ]
 
     rows = with_database(settings, read)
@@ -47,28 +49,28 @@ def list_unknown(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJso
         print_table([*rows[0]], [list(row.values()) for row in rows])
         print_if_cut({row["request"] for row in rows}, limit)
     else:
-        typer.echo("nothing waits for a decision")
+        typer.echo("nothing needs a decision")
 
 
 @commands.command()
 def sent(request_id: RequestId, destination: Destination, why: Why, who: Who) -> None:
-    """The third party has it: close the delivery as succeeded."""
+    """Close a delivery as succeeded: the third party has the message."""
     asking = operator(who=who, why=why)
 
     async def write(database: Database, _stop: Stop) -> None:
-        await Unknowns(database).sent(request_id, destination, asking)
+        await NeedsDecision(database).sent(request_id, destination, asking)
 
-    with_database(load_settings(MongoSettings, "unknown"), write)
+    with_database(load_settings(MongoSettings, "needs-decision"), write)
     typer.echo(f"{request_id} to {destination} is closed as succeeded")
 
 
 @commands.command()
-def again(request_id: RequestId, destination: Destination, why: Why, who: Who) -> None:
-    """Send it again, with the same idempotency key."""
+def retry(request_id: RequestId, destination: Destination, why: Why, who: Who) -> None:
+    """Send the message again, with the same idempotency key."""
     asking = operator(who=who, why=why)
 
     async def write(database: Database, _stop: Stop) -> None:
-        await Unknowns(database).again(request_id, destination, asking)
+        await NeedsDecision(database).retry(request_id, destination, asking)
 
-    with_database(load_settings(MongoSettings, "unknown"), write)
-    typer.echo(f"{request_id} to {destination} is due again, and its worker is told")
+    with_database(load_settings(MongoSettings, "needs-decision"), write)
+    typer.echo(f"{request_id} to {destination} is due again; its worker gets a new hint")

@@ -1,9 +1,9 @@
 """
-After a known loss on the broker: the hint of every open delivery is sent again, once and at a rate.
+After a known loss on the broker: a new hint for every open delivery, once and at a rate.
 
-The reconciler would find them all in time, but it trusts each hint for up to an hour. Left alone
-are those that a worker holds, that are not due yet, whose newest hint the relay has still to
-publish, and those of destinations that are paused or down: none of them is lost.
+The reconciler would find them all in time, but it trusts each hint for up to an hour. Deliveries
+that a worker has claimed, that are not due yet, whose newest hint is not published yet, or whose
+destination is unavailable are left alone: their hints were not lost.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ RESEND = "resend"
 
 LEASE_MS = 60_000
 
-#: So many requests are read at once.
+#: Requests read at once.
 PART_COUNT = 100
 
 TICK_SECONDS = 0.05
@@ -43,33 +43,33 @@ OVERTAKEN = "changed meanwhile"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ResendOptions:
     """
-    destinations: only these; all when empty.
-    resting: finds out which of them are paused or down.
+    destinations: only these; all if empty.
+    unavailable: finds those that are suspended or whose circuit breaker is open.
     """
 
     destinations: Collection[str]
     rate_per_second: float
-    resting: Callable[[], Awaitable[Collection[str]]]
+    unavailable: Callable[[], Awaitable[Collection[str]]]
 
 
 async def resend(
-    database: Database, wanted: Wanted, operator: Operator, stop: Stop
+    database: Database, options: ResendOptions, operator: Operator, stop: Stop
 ) -> dict[str, int]:
     """
-    How many open deliveries got which answer; recorded with who and why.
+    Returns the number of open deliveries per result, which is recorded as well.
 
     A stop ends it early. Raises NothingToDo while another resend runs.
     """
-    operation_id = await _begin(database, wanted, operator)
+    operation_id = await _begin(database, options, operator)
     answers: Counter[str] = Counter()
-    pace = Pace(wanted.rate_per_second)
+    pace = Pace(options.rate_per_second)
     try:
         ids = await retry_while_unavailable(partial(_open_ids, database), stop)
         for start in range(0, len(ids), PART_COUNT):
             part = ids[start : start + PART_COUNT]
-            look = partial(_look, database, part, wanted)
+            look = partial(_look, database, part, options)
             for request, undecided in await retry_while_unavailable(look, stop):
                 answers += Counter(answer.value for answer in undecided.values() if answer)
                 to_send = [name for name, answer in undecided.items() if answer is None]
@@ -85,16 +85,16 @@ async def resend(
 
 
 async def _open_ids(database: Database) -> list[str]:
-    """The requests that anybody has to look at, in the order of their index."""
+    """The requests with an open delivery, in the order of their index."""
     dated = {"next_due_at": {"$type": "date"}}
     cursor = database[ASSISTANCES].find(dated, {"_id": True}, sort=[("next_due_at", 1)])
     return [request["_id"] async for request in cursor]
 
 
 async def _look(
-    database: Database, ids: Sequence[str], wanted: Wanted
+    database: Database, ids: Sequence[str], options: ResendOptions
 ) -> list[tuple[Request, Mapping[str, Reason | None]]]:
-    """Each request with its open deliveries, and why they are left alone."""
+    """Each request with its open deliveries, and why they are left alone, if they are."""
     requests: list[Request] = await (
         database[ASSISTANCES].find({"_id": {"$in": list(ids)}}, {"description": False}).to_list()
     )
@@ -103,19 +103,19 @@ async def _look(
             delivery
             for delivery in request["deliveries"]
             if is_open(delivery)
-            and (not wanted.destinations or delivery["destination"] in wanted.destinations)
+            and (not options.destinations or delivery["destination"] in options.destinations)
         ]
         for request in requests
     }
     hints = [delivery["hint_event"] for some in chosen.values() for delivery in some]
     unsettled = await Hints(database).unsettled(hints)
-    resting, now = await wanted.resting(), await server_time(database)
+    unavailable, now = await options.unavailable(), await server_time(database)
     return [
         (
             request,
             {
                 delivery["destination"]: why_not_resent(
-                    delivery, now=now, unavailable=resting, unsettled=unsettled
+                    delivery, now=now, unavailable=unavailable, unsettled=unsettled
                 )
                 for delivery in chosen[request["_id"]]
             },
@@ -128,7 +128,7 @@ async def _look(
 async def _send(
     database: Database, request: Request, destinations: Collection[str], stop: Stop
 ) -> Counter[str]:
-    """One after the other: each new hint bumps the version that the next relies on."""
+    """One by one: each new hint increments the version that the next one relies on."""
     answers: Counter[str] = Counter()
     hints, version = Hints(database), request["version"]
     for delivery in request["deliveries"]:
@@ -141,7 +141,7 @@ async def _send(
     return answers
 
 
-async def _begin(database: Database, wanted: Wanted, operator: Operator) -> str:
+async def _begin(database: Database, options: ResendOptions, operator: Operator) -> str:
     operations = database[OPERATIONS]
     given_up = {"what": RESEND, "open": True, "$expr": {"$lte": ["$lease_until", NOW]}}
     await operations.update_one(
@@ -150,8 +150,8 @@ async def _begin(database: Database, wanted: Wanted, operator: Operator) -> str:
     asked = operation(
         RESEND,
         operator,
-        destinations=sorted(wanted.destinations),
-        rate_per_second=wanted.rate_per_second,
+        destinations=sorted(options.destinations),
+        rate_per_second=options.rate_per_second,
         open=True,
         lease_until=None,
     )
@@ -159,9 +159,8 @@ async def _begin(database: Database, wanted: Wanted, operator: Operator) -> str:
         await operations.insert_one(asked)
     except DuplicateKeyError:
         other: dict[str, Any] = await operations.find_one({"what": RESEND, "open": True}) or {}
-        raise NothingToDo(
-            f"a resend asked for by {other.get('who', 'somebody')} is running; nothing was sent"
-        ) from None
+        who = other.get("who", "another operator")
+        raise NothingToDo(f"a resend started by {who} is running; nothing was sent") from None
     operation_id: str = asked["_id"]
     await _renew(database, operation_id)
     return operation_id

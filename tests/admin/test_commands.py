@@ -14,7 +14,7 @@ WHY = ("--why", "a rehearsal", "--who", "ann")
 def test_a_command_says_in_one_sentence_that_mongodb_is_away(run_process: RunProcess) -> None:
     nowhere = {"MONGODB_URL": "mongodb://user:hunter2@127.0.0.1:1/?replicaSet=rs0"}
     audit = run_process("service", "audit", environment=nowhere)
-    looked = CliRunner().invoke(commands, ["unknown", "list"], env=nowhere)
+    looked = CliRunner().invoke(commands, ["needs-decision", "list"], env=nowhere)
     assert (looked.exit_code, audit.wait_exit()) == (1, 1)
     assert (
         looked.output
@@ -56,5 +56,10 @@ def test_a_list_names_its_columns_and_says_when_it_is_cut(deliveries: Deliveries
     assert row[1] == newest["asked_at"][:19].replace("T", " ")
     assert said.endswith("the first 1; --limit shows more\n")
     assert "--limit" not in run_command(deliveries, "dead-letters", "redrives", "list")
-    for listing in ("unknown list", "overdue", "dead-letters list", "dead-letters redrives list"):
+    for listing in (
+        "needs-decision list",
+        "overdue",
+        "dead-letters list",
+        "dead-letters redrives list",
+    ):
         run_command(deliveries, *listing.split(), "--limit", "0", code=2)

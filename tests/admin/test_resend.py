@@ -7,7 +7,7 @@ import pytest
 
 from assistance.collection import ASSISTANCES
 from assistance.retry_policy import RetryPolicy
-from consumers.admin.resend import Wanted, resend
+from consumers.admin.resend import ResendOptions, resend
 from consumers.delivery.ledger import Claim, Ledger
 from consumers.maintenance.reconciler import Reconciler
 from outbox.collection import OUTBOX
@@ -22,11 +22,11 @@ from tests.support.third_parties import ThirdParties
 ANN = Operator("ann", "the broker's disk is gone")
 
 
-async def nobody_rests() -> tuple[str, ...]:
+async def none_unavailable() -> tuple[str, ...]:
     return ()
 
 
-async def email_rests() -> tuple[str, ...]:
+async def email_unavailable() -> tuple[str, ...]:
     return ("email",)
 
 
@@ -38,7 +38,7 @@ async def test_everything_open_is_sent_again_and_what_is_not_lost_is_left_alone(
     deliveries: Deliveries,
 ) -> None:
     lost = deliveries.accept(destinations=("slack", "slack-emea"))
-    resting = deliveries.accept(destinations=("email",))
+    unavailable = deliveries.accept(destinations=("email",))
     later = deliveries.accept(now=datetime.now(UTC) + timedelta(hours=1))
     held = deliveries.accept()
     settle(deliveries)
@@ -48,8 +48,8 @@ async def test_everything_open_is_sent_again_and_what_is_not_lost_is_left_alone(
         policy = RetryPolicy()
         ledger = Ledger(database, policy=policy, lease_seconds=60.0, worker="w")
         assert isinstance(await ledger.claim(held, "slack"), Claim)
-        wanted = Wanted((), 1000.0, email_rests)
-        answers = await resend(database, wanted, ANN, Stop())
+        options = ResendOptions((), 1000.0, email_unavailable)
+        answers = await resend(database, options, ANN, Stop())
         assert answers == {
             "sent": 2,
             "destination suspended or breaker open": 1,
@@ -57,7 +57,7 @@ async def test_everything_open_is_sent_again_and_what_is_not_lost_is_left_alone(
             "in flight": 1,
             "hint to be published": 1,
         }
-        for request_id in (resting, later, held, unpublished):
+        for request_id in (unavailable, later, held, unpublished):
             assert len(deliveries.hints(request_id)) == 1
         hints = deliveries.hints(lost)
         assert [hint["state"] for hint in hints] == ["published", "published", "pending", "pending"]
@@ -82,13 +82,13 @@ async def test_one_resend_runs_at_a_time_and_one_that_died_stands_in_nobodys_way
     now = datetime.now(UTC)
     other: dict[str, Any] = {"_id": "other", "what": "resend", "who": "bob", "open": True}
     async with database_of(deliveries) as database:
-        wanted = Wanted((), 1000.0, nobody_rests)
+        options = ResendOptions((), 1000.0, none_unavailable)
         operations = deliveries.database[OPERATIONS]
         operations.insert_one(other | {"lease_until": now + timedelta(minutes=1)})
-        with pytest.raises(NothingToDo, match="asked for by bob is running; nothing was sent"):
-            await resend(database, wanted, ANN, Stop())
+        with pytest.raises(NothingToDo, match="started by bob is running; nothing was sent"):
+            await resend(database, options, ANN, Stop())
         operations.update_one({"_id": "other"}, {"$set": {"lease_until": now}})
-        assert await resend(database, wanted, ANN, Stop()) == {"sent": 1}
+        assert await resend(database, options, ANN, Stop()) == {"sent": 1}
 
 
 def test_a_destination_can_be_chosen_and_must_exist(deliveries: Deliveries) -> None:

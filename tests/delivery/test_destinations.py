@@ -229,15 +229,19 @@ def test_a_person_decides_about_a_call_that_was_not_answered(
         "both wait for a person",
     )
     assert deliveries.count("accepted") == 2
-    listed = json.loads(command(deliveries, "unknown", "list", "--json").stdout)
+    listed = json.loads(command(deliveries, "needs-decision", "list", "--json").stdout)
     assert {(each["request"], each["code"]) for each in listed} == {
         (each, "no_answer_in_time") for each in requests
     }
-    sent = command(deliveries, "unknown", "sent", arrived, SLACK, "--why", "seen in the channel")
+    sent = command(
+        deliveries, "needs-decision", "sent", arrived, SLACK, "--why", "seen in the channel"
+    )
     assert sent.returncode == 0, sent.stderr
-    twice = command(deliveries, "unknown", "again", arrived, SLACK, "--why", "a slip")
-    assert (twice.returncode, "succeeded: nothing is to be decided" in twice.stderr) == (1, True)
-    again = command(deliveries, "unknown", "again", lost, SLACK, "--why", "not in the channel")
+    twice = command(deliveries, "needs-decision", "retry", arrived, SLACK, "--why", "a slip")
+    assert (twice.returncode, "succeeded: there is nothing to decide" in twice.stderr) == (1, True)
+    again = command(
+        deliveries, "needs-decision", "retry", lost, SLACK, "--why", "not in the channel"
+    )
     assert again.returncode == 0, again.stderr
     stage.wait_count("succeeded", 2)
     assert len(third_parties.calls("slack", request_id=arrived)) == 1

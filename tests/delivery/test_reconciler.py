@@ -298,5 +298,5 @@ def test_the_reconciler_can_run_once_and_can_only_tell(
         "consumers", "run", "reconciler", "--once", environment=deliveries.environment()
     )
     assert done.wait_exit() == 0
-    assert "1 seen to" in done.output()
+    assert "1 repaired" in done.output()
     assert len(deliveries.hints(request_id)) == 2

@@ -158,9 +158,9 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
     give("relay", "held release", "mended", *why)
     give("relay", "held discard", "poison", *why)
 
-    give("consumers", "unknown list")
-    give("consumers", "unknown sent", undecided[0], "slack", *why)
-    give("consumers", "unknown again", undecided[1], "slack", *why)
+    give("consumers", "needs-decision list")
+    give("consumers", "needs-decision sent", undecided[0], "slack", *why)
+    give("consumers", "needs-decision retry", undecided[1], "slack", *why)
     give("consumers", "destinations list")
     give("consumers", "destinations suspend", "email", *why)
     give("consumers", "destinations resume", "email", *why)

@@ -54,7 +54,7 @@ async def open_database(
 
     prepared = False
     if monitor is not None:
-        answered = monitor.look_up("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
+        answered = monitor.poll("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
         monitor.ready_when(lambda: None if answered.value else "MongoDB does not answer")
         monitor.ready_when(lambda: None if prepared else "it is starting")
 

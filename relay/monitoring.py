@@ -22,13 +22,13 @@ async def monitored_relay(
     database = client[settings.mongodb_database]
     async with monitored(settings, "relay") as monitor:
         report = Report(monitor.registry)
-        answers = monitor.look_up("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
-        backlog = monitor.look_up(
+        answers = monitor.poll("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
+        backlog = monitor.poll(
             "the backlog",
             lambda: measure_backlog(database, settings.outbox_collection),
             every_seconds=LOOK_SECONDS,
         )
-        runway = monitor.look_up(
+        runway = monitor.poll(
             "the oplog",
             lambda: measure_runway(database, settings.relay_group),
             every_seconds=LOOK_SECONDS,

@@ -1,8 +1,8 @@
 """
-A persistent message as AMQP 0-9-1 frames, in one piece and encoded in one go.
+A persistent message encoded as AMQP 0-9-1 frames, in one piece.
 
-pika makes an object of each frame and a list of each field, which was half of the relay's processor
-time for a message. What a message shares with those before it is encoded once and kept.
+pika makes an object for each frame and a list for each field, which took half of the relay's CPU
+time per message. Parts that messages share are encoded once and cached.
 
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, sections 2.3.5 and 4.2
 """
@@ -31,11 +31,11 @@ _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 13, 1 << 12
 _MESSAGE_ID, _TIMESTAMPED, _TYPE = 1 << 7, 1 << 6, 1 << 5
 _ALWAYS = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TYPE
 
-#: A frame's type, channel and length before its payload, and the octet behind it.
+#: A frame's type, channel and length before its payload, and the end octet after it.
 FRAME_OVERHEAD_BYTES = 8
 
-#: Exchanges, routing keys, types and content types are few; ids are not kept.
-_KEPT = 4096
+#: Cached exchanges, routing keys, types and content types, which are few; IDs are not cached.
+_CACHED_COUNT = 4096
 
 
 def encode_message(
@@ -55,12 +55,12 @@ def encode_message(
     """
     `basic.publish`, the content header and the body.
 
-    frame_limit_bytes: what was agreed with the broker; a longer body is split.
+    frame_limit_bytes: as negotiated with the broker; a longer body is split.
 
-    Raises ValueError or struct.error where AMQP has no place for a value, before anything is sent.
+    Raises ValueError or struct.error if AMQP cannot represent a value.
     """
     flags = _ALWAYS
-    pieces = [_kept_short_string(content_type)]
+    pieces = [_cached_short_string(content_type)]
     if headers:
         flags |= _HEADERS
         pieces.append(_table(headers))
@@ -68,7 +68,7 @@ def encode_message(
     if timestamp_seconds is not None:
         flags |= _TIMESTAMPED
         pieces.append(_TIMESTAMP.pack(timestamp_seconds))
-    pieces.append(_kept_short_string(type))
+    pieces.append(_cached_short_string(type))
     properties = b"".join(pieces)
     size_bytes = len(body)
     length = _HEADER_HEAD.size + len(properties)
@@ -86,7 +86,7 @@ def encode_message(
     return b"".join(frames)
 
 
-@lru_cache(_KEPT)
+@lru_cache(_CACHED_COUNT)
 def _publish_frame(channel_number: int, exchange: str, routing_key: str, must_route: bool) -> bytes:
     payload = b"".join(
         (
@@ -115,4 +115,4 @@ def _short_string(text: str) -> bytes:
     return bytes((len(encoded),)) + encoded
 
 
-_kept_short_string = lru_cache(_KEPT)(_short_string)
+_cached_short_string = lru_cache(_CACHED_COUNT)(_short_string)

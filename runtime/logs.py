@@ -1,8 +1,8 @@
 """
-Logs: one line an event, on standard error; JSON for machines, short and coloured for a terminal.
+Logs: one line per event, on standard error; JSON for machines, short and coloured for a terminal.
 
-`request_id` and `event_id` stand in every line that is about one, so that one search finds the
-whole way of a request through all processes.
+Every line about a request or an event has its `request_id` or `event_id`, so that one search finds
+the whole path of a request through all processes.
 """
 
 import logging
@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 from loguru import logger
 
-#: Libraries that say too much, or secrets: httpx logs whole URLs at INFO, and a Slack webhook's
-#: URL is its secret; pymongo logs whole commands at DEBUG, and what people wrote with them; pika's
-#: errors repeat what our own line says better.
+#: Libraries that log too much, or secrets: httpx logs whole URLs at INFO, and the URL of a Slack
+#: webhook is its secret; pymongo logs whole commands at DEBUG, with people's data; pika's errors
+#: repeat what our own log events say.
 QUIET_LIBRARIES = {
     "httpx": "WARNING",
     "httpcore": "WARNING",
@@ -44,12 +44,12 @@ def set_up_logs(process: str, *, level: str, format: str) -> None:
     else:
         logger.add(_write_json, **options)
     logging.basicConfig(handlers=[_ToLoguru()], level=level, force=True)
-    for library, least_level in QUIET_LIBRARIES.items():
-        logging.getLogger(library).setLevel(least_level)
+    for library, min_level in QUIET_LIBRARIES.items():
+        logging.getLogger(library).setLevel(min_level)
 
 
 def _encodable(record: Any) -> None:
-    """Lone surrogates, which no encoder takes, become `\\udc80`: what strangers wrote gets here."""
+    """Lone surrogates, which foreign writers may send, cannot be encoded: they become `\\udc80`."""
     record["message"] = _escaped(record["message"])
     record["extra"] = {
         name: _escaped(value) if isinstance(value, str) else value
@@ -82,7 +82,7 @@ def _write_json(message: Any) -> None:
 
 
 class _ToLoguru(logging.Handler):
-    """Hands the lines of libraries that use the standard logging module to loguru."""
+    """Passes the records of libraries that use the standard logging module to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.bind(library=record.name).opt(exception=record.exc_info).log(

@@ -49,9 +49,11 @@ Collection = AsyncIOMotorCollection[Any]
 Session = AsyncIOMotorClientSession
 Result = TypeVar("Result")
 
+REMEDY = "check that it is running and that MONGODB_URL is right"
+
 DRIVERS: Mapping[str, Any] = {"motor": AsyncIOMotorClient, "pymongo": AsyncMongoClient}
 
-#: Change streams on 6.0 push the filter down to the oplog; older servers are past their own end.
+#: Change streams on 6.0 push the filter down to the oplog; older ones are past their end of life.
 OLDEST_SERVER = (6, 0)
 
 UNAUTHORIZED = 13
@@ -59,8 +61,8 @@ AUTHENTICATION_FAILED = 18
 NAMESPACE_EXISTS = 48
 
 #: https://www.mongodb.com/docs/manual/reference/error-codes/ : a server that is stepping down,
-#: starting, has lost a cursor, or has yet to find the keys that sign its times (211, for a moment
-#: after a restart); all of them pass.
+#: starting, has lost a cursor, or has yet to find the keys that sign its times (211, just after a
+#: restart). All of these are transient.
 TRANSIENT_CODES = frozenset(
     {6, 7, 43, 89, 91, 189, 211, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 )
@@ -71,13 +73,13 @@ TRANSIENT_LABELS = (
     "TransientTransactionError",
 )
 
-#: A refusal repeats the whole command, with what people wrote; its name and collection are enough.
+#: A refusal repeats the whole command, with people's data; its name and collection are enough.
 COMMAND_DUMP = re.compile(r" command \{ (\w+: [^,}]+).*", re.DOTALL)
 
-#: What the driver adds to its messages: its configuration, its topology, the server's whole answer.
+#: Parts that the driver adds to its messages: configuration, topology, the server's whole answer.
 DRIVERS_DUMP = re.compile(r" \(configured timeouts: [^)]*\)|, (Timeout|full error): .*", re.DOTALL)
 
-#: A server in that topology: often the only place where the driver says whom it asked.
+#: A server in that topology: often the only place where the driver names the server.
 ASKED_SERVER = re.compile(r"<ServerDescription \('([^']+)', (\d+)\)")
 
 #: A frozen server does not answer; the next try may find another primary.
@@ -86,11 +88,11 @@ TRY_SECONDS = 5.0
 #: A transaction that conflicts with others is repeated for up to this long.
 TRANSACTION_SECONDS = 10.0
 
-#: How long the end of a transaction that was given up may take.
+#: How long it may take to abort a transaction that was given up.
 ABORT_SECONDS = 0.25
 
-#: For documents of unknown writers: a date beyond Python's years stays a number, and bytes that
-#: are no UTF-8 become lone surrogates, which whoever encodes the text again will notice.
+#: For documents of other applications: a date beyond Python's years stays a number, and bytes that
+#: are not UTF-8 become lone surrogates, which the next encoder of the text refuses.
 ANY_WRITER: CodecOptions[dict[str, Any]] = CodecOptions(
     # a UUID stays binary: one of the wrong length would make a whole batch undecodable
     uuid_representation=UuidRepresentation.UNSPECIFIED,
@@ -105,15 +107,15 @@ Document = Mapping[str, Any]
 
 
 class DatabaseError(Exception):
-    """The root of this file's own errors."""
+    """The root of the errors defined here."""
 
 
 class UnsuitableServer(DatabaseError):
-    """The server cannot do what is asked of it; the message says why, and the cure."""
+    """The server cannot do what is needed; the message says why and how to fix it."""
 
 
 class CommitUnknown(DatabaseError):
-    """Whether the transaction was committed is not known; it is whole either way."""
+    """It is unknown whether the transaction was committed; nothing is half written."""
 
 
 class GivenUp(Exception):
@@ -165,7 +167,7 @@ async def _result_of(answer: Any) -> Any:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same command may succeed once the servers have sorted themselves out."""
+    """Whether the same command may succeed once the servers have recovered."""
     if isinstance(error, ConnectionFailure):
         return True
     if not isinstance(error, PyMongoError):
@@ -222,13 +224,13 @@ def _may_recover(error: PyMongoError | CommitUnknown) -> bool:
 
 
 async def ping(client: Client) -> bool:
-    """True; raises PyMongoError while the server is away."""
+    """True; raises PyMongoError while the server is unavailable."""
     await client.admin.command("ping")
     return True
 
 
 async def check_server(client: Client) -> None:
-    """Raises UnsuitableServer where the server can never serve; PyMongoError while it is away."""
+    """Raises UnsuitableServer if the server cannot be used, PyMongoError while it is away."""
     try:
         hello = await client.admin.command("hello")
         version = (await client.admin.command("buildInfo"))["versionArray"]
@@ -247,7 +249,7 @@ async def check_server(client: Client) -> None:
 
 
 def with_remedy(error: OperationFailure) -> PyMongoError | UnsuitableServer:
-    """The same error, or, where rights are missing, one that says the cure."""
+    """The same error, or one that says how to fix it where credentials or rights are missing."""
     if error.code == AUTHENTICATION_FAILED:
         return UnsuitableServer("MongoDB refuses the user or password in MONGODB_URL: correct them")
     if error.code == UNAUTHORIZED:
@@ -261,9 +263,9 @@ def with_remedy(error: OperationFailure) -> PyMongoError | UnsuitableServer:
 
 
 def explain_error(error: PyMongoError | DatabaseError) -> str:
-    """What is wrong and what to look at, in one sentence for whoever gave a command."""
+    """One sentence for the operator: what is wrong and what to check."""
     if isinstance(error, CommitUnknown):
-        return "MongoDB did not answer the commit: all was done, or nothing; look before you repeat"
+        return "MongoDB did not answer the commit: all was done, or nothing; check before repeating"
     if isinstance(error, OperationFailure):
         error = with_remedy(error)
     if isinstance(error, DatabaseError):
@@ -272,7 +274,7 @@ def explain_error(error: PyMongoError | DatabaseError) -> str:
     if is_transient(error):
         asked = ", ".join(":".join(server) for server in ASKED_SERVER.findall(str(error)))
         which = f"MongoDB at {asked}" if asked else "MongoDB"
-        return f"{which} does not answer ({said}): look whether it runs, and at MONGODB_URL"
+        return f"{which} is not reachable ({said}): {REMEDY}"
     return f"MongoDB: {said}"
 
 
@@ -284,8 +286,8 @@ async def ensure_collection(
     validator: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Create the collection, its indexes and its validator where they are missing or different. May
-    be repeated, and run by several processes at once.
+    Create the collection, its indexes and its validator where they are missing or different.
+    Idempotent, and safe to run in several processes at once.
     """
     options = {} if validator is None else {"validator": dict(validator)}
     try:
@@ -294,7 +296,7 @@ async def ensure_collection(
         if not existing:
             await _create_collection(database, name, options)
         elif options and existing[0]["options"].get("validator") != options["validator"]:
-            # only then: it waits for every open transaction, and all other writes wait behind it
+            # only if different: it waits for every open transaction and blocks all other writes
             await database.command({"collMod": name, **options})
         specifications = [dict(index) for index in indexes]
         if specifications:
@@ -307,7 +309,7 @@ async def _create_collection(database: Database, name: str, options: Mapping[str
     try:
         await database.command({"create": name, **options})
     except OperationFailure as error:
-        if error.code != NAMESPACE_EXISTS:  # another process was quicker
+        if error.code != NAMESPACE_EXISTS:  # created by another process
             raise
 
 
@@ -320,18 +322,18 @@ async def in_transaction(
     """
     Run `write` in a transaction, committed by a majority when this returns.
 
-    `write` may run more than once, so it makes no ids and calls nobody. The drivers' own
-    `with_transaction` retries for two minutes whatever the caller's deadline, hence this loop.
+    `write` may run more than once, so it must not create IDs or call other systems. The drivers'
+    own `with_transaction` retries for two minutes whatever the deadline, hence this loop.
 
-    Raises CommitUnknown when no answer to the commit came in time, and whatever `write` raised.
+    Raises CommitUnknown when the commit was not answered in time, and any error of `write`.
     """
     async with await start_session(client) as session:
         try:
             with pymongo.timeout(deadline_seconds):
                 return await _until_committed(session, write, monotonic() + deadline_seconds)
         finally:
-            # One left open would block what it wrote for a minute. The caller's deadlines may be
-            # over, and nested ones never last longer: hence a context without any.
+            # A transaction left open would lock what it wrote for a minute. The caller's deadline
+            # may be over, and a nested one cannot be longer: hence a context without deadlines.
             await asyncio.create_task(_abort_in_time(session), context=Context())
 
 
@@ -378,5 +380,5 @@ async def _commit(session: Session) -> None:
 
 
 def new_owner() -> str:
-    """A name that no other process ever has; a host's or a pod's may come back."""
+    """A name that no other process ever has; host and pod names are reused."""
     return str(uuid4())

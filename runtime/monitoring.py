@@ -1,14 +1,14 @@
 """
-What a process says about itself over HTTP: `/metrics`, `/livez`, `/readyz`.
+What a process reports over HTTP: `/metrics`, `/livez`, `/readyz`.
 
     async with monitored(settings, "worker-slack") as monitor:
         failures = Counter("letters", "…", registry=monitor.registry)
-        backlog = monitor.look_up("the backlog", count_backlog, every_seconds=10)
+        backlog = monitor.poll("the backlog", count_backlog, every_seconds=10)
         monitor.gauge("backlog", "…", lambda: backlog.value)
-        monitor.ready_when(lambda: receiver.trouble)
+        monitor.ready_when(lambda: subscriber.problem)
 
-It answers on the process' own loop, so a loop that hangs does not answer, and whoever probes
-notices. What it reads for an answer stands in memory; what must be asked for is looked up beside.
+It answers on the event loop of the process, so a loop that hangs does not answer and the probe
+fails. An answer is read from memory; values from elsewhere are polled in the background.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from prometheus_client.registry import Collector
 
 from runtime.settings import MONITORING_PORTS, MonitoringSettings
 
-#: A look that takes longer counts as failed: what it was to find is unknown.
-LOOK_SECONDS = 3.0
+#: A poll that takes longer has failed; its value is unknown.
+POLL_DEADLINE_SECONDS = 3.0
 
 Found = TypeVar("Found")
 
 
 class Latest(Generic[Found]):
-    """value: what the last look found; None while unknown, as after a look that failed."""
+    """value: the result of the last poll; None while unknown, as after a failed poll."""
 
     value: Found | None = None
 
@@ -44,19 +44,19 @@ class Latest(Generic[Found]):
 class Monitor:
     """
     registry: for the counters and histograms of `prometheus_client`; never the global one.
-    is_seen: whether anybody can ask; if not, nothing is looked up.
+    is_seen: whether the pages are served; if not, nothing is polled.
     """
 
     def __init__(self, process: str, *, is_seen: bool) -> None:
         self._is_seen = is_seen
-        # when a counter was made says nothing, and doubles the page
+        # creation times of counters are of no use and double the page
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         Info("process", "which process this is", registry=self.registry).info({"process": process})
         self._checks: list[Callable[[], str | None]] = []
-        self._looks: list[asyncio.Task[None]] = []
+        self._polls: list[asyncio.Task[None]] = []
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float | None]) -> None:
         """A number read at each scrape from memory; absent while it is None."""
@@ -75,25 +75,25 @@ class Monitor:
         *,
         label: str,
     ) -> None:
-        """The same for several numbers, by the value of one label, such as `destination`."""
+        """The same for several numbers, one per value of a label such as `destination`."""
         self.registry.register(_Gauge(name, meaning, lambda: read() or {}, label))
 
-    def look_up(
-        self, what: str, look: Callable[[], Awaitable[Found]], *, every_seconds: float
+    def poll(
+        self, what: str, read: Callable[[], Awaitable[Found]], *, every_seconds: float
     ) -> Latest[Found]:
         """
-        Have something looked up again and again beside the work, with a rest between two looks.
+        Call `read` in the background, again and again, `every_seconds` after the last answer.
 
-        What a look raises makes its value unknown, and is logged once while it stays the same.
+        An error makes the value unknown, and is logged once while it stays the same.
         """
         latest = Latest[Found]()
         if self._is_seen:
-            looking = _look_on(what, look, latest, every_seconds)
-            self._looks.append(asyncio.create_task(looking))
+            polling = _poll_forever(what, read, latest, every_seconds)
+            self._polls.append(asyncio.create_task(polling))
         return latest
 
     def ready_when(self, why_not: Callable[[], str | None]) -> None:
-        """One of the conditions of readiness: None when it is met, else the reason in words."""
+        """Add a condition of readiness: None when it is met, else the reason."""
         self._checks.append(why_not)
 
     def why_not_ready(self) -> str | None:
@@ -102,18 +102,18 @@ class Monitor:
         reasons = (check() for check in self._checks)
         return "; ".join(reason for reason in reasons if reason) or None
 
-    async def end_looks(self) -> None:
-        for look in self._looks:
-            look.cancel()
-        await asyncio.gather(*self._looks, return_exceptions=True)
+    async def end_polls(self) -> None:
+        for poll in self._polls:
+            poll.cancel()
+        await asyncio.gather(*self._polls, return_exceptions=True)
 
 
 @asynccontextmanager
 async def monitored(settings: MonitoringSettings, process: str) -> AsyncIterator[Monitor]:
     """
-    A monitor whose pages are served for as long as the block lasts.
+    A monitor whose pages are served while the block runs.
 
-    Without a free port the process goes on unseen, with a warning: its work matters more.
+    Without a free port the process runs unmonitored, with a warning: its work matters more.
     """
     listener = _bind(settings)
     monitor = Monitor(process, is_seen=listener is not None)
@@ -127,7 +127,7 @@ async def monitored(settings: MonitoringSettings, process: str) -> AsyncIterator
     try:
         yield monitor
     finally:
-        await monitor.end_looks()
+        await monitor.end_polls()
         if serving is not None:
             server.should_exit = True
             await serving
@@ -156,23 +156,23 @@ def _bind(settings: MonitoringSettings) -> socket.socket | None:
     return None
 
 
-async def _look_on(
-    what: str, look: Callable[[], Awaitable[Found]], latest: Latest[Found], every_seconds: float
+async def _poll_forever(
+    what: str, read: Callable[[], Awaitable[Found]], latest: Latest[Found], every_seconds: float
 ) -> None:
-    told = None
+    logged = None
     while True:
         try:
-            with pymongo.timeout(LOOK_SECONDS):
-                latest.value = await look()
-        except Exception as error:  # noqa: BLE001  # a missing number must not end the process
+            with pymongo.timeout(POLL_DEADLINE_SECONDS):
+                latest.value = await read()
+        except Exception as error:  # noqa: BLE001  # a missing value must not end the process
             latest.value = None
-            # its words may hold the topology, or what people wrote
+            # its text may hold the topology, or people's data
             reason = type(error).__name__
-            if told != reason:
+            if logged != reason:
                 logger.warning("monitoring.unknown", what=what, error=reason)
-            told = reason
+            logged = reason
         else:
-            told = None
+            logged = None
         await asyncio.sleep(every_seconds)
 
 
@@ -189,7 +189,7 @@ class _Gauge(Collector):
         self._samples = samples
 
     def describe(self) -> Iterable[Metric]:
-        # by name only: nothing is known yet when it is registered
+        # by name only: there is no value yet when it is registered
         return [self._family()]
 
     def collect(self) -> Iterable[Metric]:
@@ -220,7 +220,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        # the process has its own idea of SIGTERM
+        # the process handles SIGTERM itself
         yield
 
 
@@ -232,20 +232,20 @@ def _pages(monitor: Monitor) -> Callable[..., Awaitable[None]]:
             case "/metrics":
                 await metrics(scope, receive, send)
             case "/livez":
-                await _say(send, 200, {"status": "alive"})
+                await _send(send, 200, {"status": "alive"})
             case "/readyz":
                 reason = monitor.why_not_ready()
                 if reason is None:
-                    await _say(send, 200, {"status": "ready"})
+                    await _send(send, 200, {"status": "ready"})
                 else:
-                    await _say(send, 503, {"status": "not_ready", "reason": reason})
+                    await _send(send, 503, {"status": "not_ready", "reason": reason})
             case _:
-                await _say(send, 404, {"status": "ask for /metrics, /livez or /readyz"})
+                await _send(send, 404, {"status": "not found: try /metrics, /livez or /readyz"})
 
     return answer
 
 
-async def _say(send: Any, status: int, body: Mapping[str, str]) -> None:
+async def _send(send: Any, status: int, body: Mapping[str, str]) -> None:
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     with suppress(OSError):
         await send({"type": "http.response.start", "status": status, "headers": headers})

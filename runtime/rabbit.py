@@ -3,13 +3,13 @@ RabbitMQ over asyncio; the only file that imports pika.
 
     BrokerError
     ├── BrokerGone       the connection is lost or cannot be made; try again later
-    ├── BrokerRefused    wrong user, password, virtual host or right; says the cure
-    ├── Unpublishable    this message cannot be written as AMQP, ever
-    └── ChannelClosed    the broker closed the channel, with AMQP's code and words
+    ├── BrokerRefused    wrong user, password, virtual host or permission; says how to fix it
+    ├── Unpublishable    this message can never be encoded as AMQP
+    └── ChannelClosed    the broker closed the channel, with AMQP's reply code and text
         └── ResourceLocked   405: another connection holds the exclusive queue
 
-A connection belongs to the loop it was made in. Callbacks from pika run inside its reader, where
-an exception would tear the connection down: they only set a result, append or wake.
+A connection belongs to the event loop it was made in. Callbacks from pika run inside its reader,
+where an exception would close the connection: they only set a result, append or wake.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ from pika.exceptions import (
 
 from runtime.content_frames import encode_message
 
-#: RabbitMQ 3.10 never answers a `basic.consume` that comes in the half second after a start in
-#: which a quorum queue has no leader yet; heartbeats go on meanwhile, so nothing else would notice.
+#: RabbitMQ 3.10 never answers a `basic.consume` sent within half a second of its start, while a
+#: quorum queue has no leader yet. Heartbeats continue meanwhile, so only a deadline detects it.
 ANSWER_DEADLINE_SECONDS = 10.0
 
 ACCESS_REFUSED = 403
@@ -45,7 +45,7 @@ NOT_ALLOWED = 530
 
 
 class BrokerError(Exception):
-    """The root of this file's errors."""
+    """The root of the errors defined here."""
 
 
 class BrokerGone(BrokerError):
@@ -53,15 +53,15 @@ class BrokerGone(BrokerError):
 
 
 class BrokerRefused(BrokerError):
-    """The broker knows us and says no; trying again will not help until somebody acts."""
+    """The broker refuses the credentials or permissions; retrying alone does not help."""
 
 
 class Unpublishable(BrokerError):
-    """AMQP cannot carry this message; nothing was sent, and the channel is as it was."""
+    """AMQP cannot carry this message; nothing was sent, and the channel stays open."""
 
 
 class ChannelClosed(BrokerError):
-    """code: AMQP's reply code; the message is the broker's own."""
+    """code: AMQP's reply code; the message is the broker's text."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code} {text}")
@@ -74,7 +74,7 @@ class ResourceLocked(ChannelClosed):
 
 @dataclass(frozen=True, slots=True)
 class AmqpMessage:
-    """A message as a consumer gets it. `delivery_tag` acknowledges it on its own channel."""
+    """A message as a consumer gets it. `delivery_tag` is valid on the channel it came from."""
 
     delivery_tag: int
     redelivered: bool
@@ -87,8 +87,8 @@ class AmqpMessage:
 
 class _JoiningConnection(AsyncioConnection):  # type: ignore[misc]  # pika publishes no types
     """
-    Writes what one turn of the loop sends in one piece. pika itself makes a system call for each
-    of a message's three frames, which costs a third of the client's time.
+    Joins all frames sent in one iteration of the event loop into one write. pika itself makes a
+    system call for each of a message's three frames, which costs a third of the client's time.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -113,8 +113,8 @@ class Connection:
     """
     One connection to the broker.
 
-    `closed` is done as soon as the connection is lost, with the reason in words.
-    `blocked` is true while the broker takes nothing for lack of memory or disk.
+    closed: done as soon as the connection is lost; its result is the reason.
+    blocked: true while the broker blocks publishing because of a memory or disk alarm.
     """
 
     def __init__(self, raw: _JoiningConnection) -> None:
@@ -140,26 +140,26 @@ class Connection:
         raise self.gone()
 
     async def close(self) -> None:
-        """Close in order; unacknowledged messages go back, an exclusive queue is free."""
+        """Close; unacknowledged messages are requeued and exclusive queues deleted."""
         if self._raw.is_open:
             self._raw.close()
-        # a broker that hangs must not hold up the end of a process
+        # a broker that hangs must not delay the end of a process
         await _first_of(self.closed, timeout_seconds=2)
 
     def gone(self) -> BrokerGone:
-        """Why there was no answer."""
+        """The error to raise when an answer did not come."""
         if self.closed.done():
             return BrokerGone(self.closed.result())
         return BrokerGone(f"no answer within {ANSWER_DEADLINE_SECONDS:g} s")
 
     @property
     def frame_limit_bytes(self) -> int:
-        """What was agreed with the broker when the connection was opened."""
+        """The frame size negotiated with the broker."""
         limit: int = self._raw.params.frame_max
         return limit
 
     def send(self, frames: bytes) -> None:
-        """Send whole frames of an open channel, among those that pika sends itself."""
+        """Send complete frames of an open channel, in order with those that pika sends."""
         self._raw.send_frames(frames)
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
@@ -176,9 +176,9 @@ class Connection:
 
 class AmqpChannel:
     """
-    One channel. `closed` is done when it is gone, with the error that says why.
+    One channel. `closed` is done once it is closed; its result is the error that says why.
 
-    All methods raise ChannelClosed, or BrokerGone when the connection went with it.
+    All methods raise ChannelClosed, or BrokerGone if the connection was lost.
     """
 
     def __init__(self, raw: Any, connection: Connection) -> None:
@@ -197,7 +197,7 @@ class AmqpChannel:
         )
 
     async def lock_queue(self, name: str) -> None:
-        """Declare an exclusive queue: it lives as long as this connection, and nobody shares it."""
+        """Declare an exclusive queue, which only this connection can use and which ends with it."""
         await self._ask(self._raw.queue_declare, queue=name, exclusive=True, auto_delete=True)
 
     async def bind_queue(self, name: str, exchange: str, routing_key: str) -> None:
@@ -212,7 +212,7 @@ class AmqpChannel:
         on_return: Callable[[str, int, str], None],
     ) -> None:
         """
-        Ask for publisher confirms: https://www.rabbitmq.com/docs/confirms
+        Enable publisher confirms: https://www.rabbitmq.com/docs/confirms
 
         on_confirm(delivery_tag, multiple, accepted): tags count from one, in order of publishing;
         `multiple` covers every open tag up to this one; confirms come in any order.
@@ -242,7 +242,7 @@ class AmqpChannel:
         timestamp: datetime | None,
         must_route: bool,
     ) -> None:
-        """Send a persistent message; what became of it comes as a confirm. Raises BrokerGone."""
+        """Send a persistent message; its confirm comes later. Raises BrokerGone, Unpublishable."""
         if not self._raw.is_open:
             raise BrokerGone("the channel is closed")
         try:
@@ -271,7 +271,7 @@ class AmqpChannel:
         on_message: Callable[[AmqpMessage], None],
     ) -> str:
         """
-        Have at most `prefetch` unacknowledged messages of the queue handed to `on_message`.
+        Pass messages of the queue to `on_message`, up to `prefetch` unacknowledged at a time.
 
         Returns the consumer's tag, for `stop_consuming`.
         """
@@ -299,26 +299,26 @@ class AmqpChannel:
         return tag
 
     async def stop_consuming(self, tag: str) -> None:
-        """No message comes after this; what came and is not acknowledged stays ours."""
+        """No message comes after this; unacknowledged ones stay with this consumer."""
         await self._ask(self._raw.basic_cancel, consumer_tag=tag)
 
     def hand_back(self, message: AmqpMessage) -> None:
-        """Back to the head of its queue, for whoever consumes it next."""
+        """Requeue the message at the head of its queue; silent when the channel is closed."""
         if self._raw.is_open:
             self._raw.basic_nack(message.delivery_tag, requeue=True)
 
     def ack(self, message: AmqpMessage) -> None:
-        """Tell the broker that this message is done with; silent when the channel is gone."""
+        """Acknowledge the message; silent when the channel is closed."""
         if self._raw.is_open:
             self._raw.basic_ack(message.delivery_tag)
 
     def dead_letter(self, message: AmqpMessage) -> None:
-        """Refuse the message for good: its queue's dead-letter exchange gets it."""
+        """Reject the message: it goes to the dead-letter exchange of its queue."""
         if self._raw.is_open:
             self._raw.basic_reject(message.delivery_tag, requeue=False)
 
     async def close(self) -> None:
-        """Unacknowledged messages go back to their queue."""
+        """Close; unacknowledged messages are requeued."""
         if self._raw.is_open:
             self._raw.close()
             await _first_of(self.closed, self._connection.closed, timeout_seconds=2)
@@ -347,15 +347,15 @@ class AmqpChannel:
 
 async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
     """
-    name: what the broker's own lists show for this connection.
-    heartbeat_seconds: a frozen peer is given up after two to three of these.
+    name: the connection name shown by the broker's management tools.
+    heartbeat_seconds: a frozen peer is detected after two to three of these.
 
-    Raises BrokerGone or BrokerRefused; neither repeats the URL, which holds a password.
+    Raises BrokerGone or BrokerRefused; neither message repeats the URL, which holds a password.
     """
     try:
         parameters = pika.URLParameters(url)
     except (ValueError, TypeError) as error:
-        raise BrokerRefused("RABBITMQ_URL is no AMQP URL: correct it") from error
+        raise BrokerRefused("RABBITMQ_URL is not an AMQP URL: correct it") from error
     parameters.heartbeat = heartbeat_seconds
     parameters.client_properties = {"connection_name": name}
     parameters.connection_attempts = 1
@@ -363,7 +363,7 @@ async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
     opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     _JoiningConnection(
         parameters,
-        # made here, so that not even a loss in the next moment goes unnoticed
+        # created in the callback, so that an immediate loss is noticed
         on_open_callback=lambda raw: _resolve(opened, Connection(raw)),
         on_open_error_callback=lambda _raw, error: _resolve(opened, error),
         custom_ioloop=asyncio.get_running_loop(),
@@ -377,7 +377,7 @@ async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
 
 def _connect_error(error: BaseException) -> BrokerError:
     causes: list[BaseException] = [error]
-    # pika wraps what happened to each attempt in a workflow error
+    # pika wraps the error of each attempt in a workflow error
     causes += getattr(error, "exceptions", [])
     causes += [inner for cause in causes for inner in [getattr(cause, "exception", None)] if inner]
     for cause in causes:
@@ -387,7 +387,7 @@ def _connect_error(error: BaseException) -> BrokerError:
         ):
             return BrokerRefused(
                 f"RabbitMQ refuses this user, password or virtual host ({_words(cause)}): "
-                "correct RABBITMQ_URL, or grant the user its rights on the virtual host"
+                "correct RABBITMQ_URL, or grant the user its permissions on the virtual host"
             )
     return BrokerGone(_words(causes[-1]))
 

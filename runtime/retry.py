@@ -1,8 +1,8 @@
 """
-Delays between retries inside a process; the only file that imports backoff, which is no longer
-maintained.
+Delays between retries inside a process.
 
-Long waits are never kept here: they are dates in MongoDB.
+The only file that imports backoff, which is unmaintained: replacing it means changing this file
+only, see tests/unit/test_retry.py. Long waits are not made here: they are dates in MongoDB.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ import backoff
 
 def growing_delays(*, first_seconds: float = 0.1, cap_seconds: float = 5.0) -> Iterator[float]:
     """
-    Seconds to wait before each new try: doubling up to a cap, the upper half of each at random.
+    Seconds to wait before each new try: doubling up to a cap, with jitter over the upper half.
 
-    Half is kept, because a wait of nearly zero would hammer a server that is just coming back.
+    The lower half is fixed, because a wait near zero would flood a server that is just restarting.
     """
     doubling = backoff.expo(factor=first_seconds, max_value=cap_seconds)
     next(doubling)  # the generator's first yield carries no value

@@ -1,9 +1,9 @@
 """
-Settings: one table a process, checked at boot, every problem named at once.
+Settings: one table per process, checked at startup; all problems are reported at once.
 
-A process' table is a subclass of the parts below; names are environment variables in upper case,
-also read from a file `.env` in the working directory. `NAME_FILE` names a file that holds the value
-of `NAME`: this is how secrets are mounted into a container.
+The table of a process is a subclass of the parts below. Names in upper case are environment
+variables, also read from a file `.env` in the working directory. `NAME_FILE` names a file that
+holds the value of `NAME`: this is how secrets are mounted into a container.
 """
 
 import sys
@@ -25,19 +25,19 @@ from pydantic_settings import (
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-#: sysexits.h: something was wrong with the configuration.
+#: EX_CONFIG of sysexits.h: the configuration is wrong.
 EXIT_CONFIGURATION = 78
 
-#: Several processes of one kind on a host share a setting and find ports side by side.
+#: Processes of one kind on a host share a setting and take the next free of this many ports.
 MONITORING_PORTS = 10
 
 
 def _url(name: str, schemes: tuple[str, ...], parse: Callable[[str], None]) -> AfterValidator:
     """
-    A URL that a driver will understand.
+    A URL that the driver can parse.
 
-    parse: raises ValueError or PyMongoError; what they say is not told, for it may repeat a part
-    of the password.
+    parse: raises ValueError or PyMongoError; their text is not shown, as it may hold a part of the
+    password.
     """
 
     def check(url: SecretStr) -> SecretStr:
@@ -47,7 +47,7 @@ def _url(name: str, schemes: tuple[str, ...], parse: Callable[[str], None]) -> A
         try:
             parse(text)
         except (ValueError, PyMongoError):
-            raise ValueError(f"is no {name} URL; escape @ : / % in the password") from None
+            raise ValueError(f"is not a valid {name} URL; escape @ : / % in the password") from None
         return url
 
     return AfterValidator(check)
@@ -58,10 +58,10 @@ def _parse_mongodb_url(url: str) -> None:
     address, _, database = rest.partition("?")[0].partition("/")
     _without_at_sign(database)
     if scheme == "mongodb+srv":
-        # its hosts and options stand in DNS, which is not to be asked before the process runs
+        # its hosts and options are in DNS, which must not be queried before the process runs
         url = f"mongodb://{address}/"
     with warnings.catch_warnings():
-        # the driver warns itself, of options that it does not know
+        # the driver itself warns of options that it does not know
         warnings.simplefilter("ignore")
         parse_uri(url, warn=True)
 
@@ -74,19 +74,19 @@ def _parse_amqp_url(url: str) -> None:
 
 
 def _without_at_sign(after_address: str) -> None:
-    """An unescaped / or ? in a password like `12/34` ends the address early, with a good port."""
+    """An unescaped / or ? in a password like `12/34` ends the address early, with a valid port."""
     if "@" in after_address:
         raise ValueError("the address ends before the password does")
 
 
 class SettingsTable(BaseSettings):
-    """The root of every table; one with an `env_prefix` reads variables that begin with it."""
+    """The base of every table; one with an `env_prefix` reads variables with that prefix."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
         extra="ignore",
         env_ignore_empty=True,
-        # fields that hold JSON parse it themselves, so that a broken one is listed with the rest
+        # fields that hold JSON parse it themselves, so that invalid JSON is reported with the rest
         enable_decoding=False,
         hide_input_in_errors=True,
     )
@@ -157,7 +157,7 @@ class ProcessSettings(SettingsTable):
     log_level: Annotated[str, AfterValidator(str.upper)] = Field(
         default="INFO",
         pattern="(?i)^(debug|info|warning|error)$",
-        description="least level that is logged: debug, info, warning or error",
+        description="minimum level that is logged: debug, info, warning or error",
     )
     log_format: str = Field(
         default="auto",
@@ -170,27 +170,30 @@ class MongoSettings(ProcessSettings):
     mongodb_url: Annotated[
         SecretStr, _url("MongoDB", ("mongodb://", "mongodb+srv://"), _parse_mongodb_url)
     ] = Field(
-        description="the replica set, with its credentials: mongodb://user:password@host/?replicaSet=rs0"
+        description="URL of the replica set, with credentials: mongodb://user:password@host/?replicaSet=rs0"
     )
     mongodb_database: str = Field(
-        default="assistance", min_length=1, description="the database that holds the outbox"
+        default="assistance", min_length=1, description="name of the database that holds the outbox"
     )
 
 
 class RabbitSettings(ProcessSettings):
     rabbitmq_url: Annotated[SecretStr, _url("AMQP", ("amqp://", "amqps://"), _parse_amqp_url)] = (
         Field(
-            description="the broker, with its credentials and virtual host: amqp://user:password@host:5672/"
+            description="URL of the broker, with credentials and virtual host: amqp://user:password@host:5672/"
         )
     )
     rabbitmq_heartbeat_seconds: int = Field(
         default=5,
         ge=1,
         le=600,
-        description="a silent connection is dead after two to three of these",
+        description="AMQP heartbeat interval; a silent peer is dead after two or three of them",
     )
     events_exchange: str = Field(
-        default="events", min_length=1, max_length=255, description="the topic exchange for events"
+        default="events",
+        min_length=1,
+        max_length=255,
+        description="name of the topic exchange for events",
     )
 
 
@@ -199,18 +202,18 @@ def port_from(first: int) -> Any:
         default=first,
         ge=0,
         le=65535,
-        description=f"and their port; when it is taken, the next free one of {MONITORING_PORTS}; "
-        "0 for none",
+        description="TCP port of /metrics, /livez and /readyz; if taken, the next free one of "
+        f"{MONITORING_PORTS}; 0 disables them",
     )
 
 
 class MonitoringSettings(ProcessSettings):
-    """Each process begins at a port of its own, so that all of them can share a host."""
+    """Each kind of process has a default port of its own, so that all can share a host."""
 
     monitoring_host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="the address of /metrics, /livez and /readyz, which anybody may read",
+        description="address that serves /metrics, /livez and /readyz, without authentication",
     )
     monitoring_port: int = port_from(8010)
 
@@ -219,7 +222,7 @@ Settings = TypeVar("Settings", bound=SettingsTable)
 
 
 def load_settings(table: type[Settings], process: str) -> Settings:
-    """The process' settings; ends the process with one line a problem."""
+    """The settings of a process; ends the process with one line per problem."""
     settings = read_settings(table)
     if isinstance(settings, list):
         refuse_settings(process, settings)
@@ -227,7 +230,7 @@ def load_settings(table: type[Settings], process: str) -> Settings:
 
 
 def read_settings(table: type[Settings]) -> Settings | list[str]:
-    """The settings, or one line a problem; no line repeats a value, which may be secret."""
+    """The settings, or one line per problem; no line shows a value, which may be secret."""
     problems = _problems_with_files(table)
     try:
         settings = table()

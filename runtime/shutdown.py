@@ -1,4 +1,4 @@
-"""How a process is asked to stop: SIGTERM or Ctrl-C once to drain, twice to be gone."""
+"""How a process is stopped: SIGTERM or Ctrl-C once to drain, twice to exit at once."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ EXIT_FORCED = 130
 
 class Stop:
     """
-    One wish to stop, seen by every task of a process.
+    A request to stop, visible to every task of a process.
 
     >>> while not stop.requested:
     ...     await stop.rest(await work_once())
@@ -31,7 +31,7 @@ class Stop:
         await self._event.wait()
 
     async def rest(self, seconds: float) -> None:
-        """Rest for so long, or until the wish to stop comes."""
+        """Wait this long, or until a stop is requested."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
 

@@ -1,9 +1,9 @@
 """
-Documents that the server stores and no driver decodes. Pure.
+Documents that the server stores but drivers cannot decode. Pure.
 
-The server checks the frame of a document and not all that is inside: binary data of the old kind
-may contradict its own length, for instance. A driver decodes a reply as a whole, so one such
-document would make a whole batch unreadable, again and again.
+The server validates the outer structure of a document, not all of its content: binary data of
+subtype 2 may contradict its own length, for instance. A driver decodes a reply as a whole, so one
+such document would make its whole batch unreadable every time.
 """
 
 from contextlib import suppress
@@ -16,19 +16,19 @@ from bson.raw_bson import RawBSONDocument
 
 Options = CodecOptions[dict[str, Any]]
 
-#: BSON puts its own length in front.
+#: BSON begins with its own length.
 LENGTH_BYTES = 4
-LONGEST_ID_BYTES = 2048
+MAX_ID_BYTES = 2048
 
 BATCHES = ("firstBatch", "nextBatch")
 
 
 class Undecodable(dict[str, Any]):
-    """Stands for such a document: holds nothing but its `_id`, where that can be read."""
+    """Replaces such a document: holds its `_id` only, if that can be read."""
 
 
 def cursor_in(reply: RawBSONDocument, options: Options) -> dict[str, Any]:
-    """The cursor in a reply; where that does not decode as a whole, document by document."""
+    """The cursor in a reply, decoded document by document if it does not decode as a whole."""
     try:
         cursor: dict[str, Any] = bson.decode(reply.raw, options)["cursor"]
     except InvalidBSON:
@@ -51,7 +51,7 @@ def _decoded(value: Any, options: Options) -> Any:
 
 
 def _change(value: RawBSONDocument, options: Options) -> dict[str, Any] | None:
-    """A change whose document alone does not decode; None for anything else."""
+    """A change event of which only the document does not decode; None for anything else."""
     try:
         change = dict(value)
     except InvalidBSON:
@@ -64,9 +64,9 @@ def _change(value: RawBSONDocument, options: Options) -> dict[str, Any] | None:
 
 
 def _undecodable(document: RawBSONDocument, options: Options) -> Undecodable:
-    """The server stores `_id` in front: the shortest beginning that decodes ends behind it."""
+    """The server stores `_id` first: the shortest prefix that decodes ends right after it."""
     raw = document.raw
-    for end in range(LENGTH_BYTES, min(len(raw), LONGEST_ID_BYTES)):
+    for end in range(LENGTH_BYTES, min(len(raw), MAX_ID_BYTES)):
         length = (end + 1).to_bytes(LENGTH_BYTES, "little")
         with suppress(InvalidBSON):
             beginning = bson.decode(length + raw[LENGTH_BYTES:end] + b"\0", options)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 from pymongo import MongoClient
 
 from sandbox.mongodb import MongoServer
@@ -24,6 +25,13 @@ pytest_plugins = [
 ]
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()
+
+
+@pytest.fixture(autouse=True)
+def reset_log_context() -> Iterator[None]:
+    """A command run inside the test process must not add its fields to the logs of later tests."""
+    yield
+    logger.configure(extra={}, patcher=lambda _record: None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -73,8 +73,8 @@ def deliveries_seen_to(registry: CollectorRegistry) -> Counter:
 
 def watch_destinations(monitor: Monitor, destinations: Destinations) -> None:
     """The state of each destination and what waits for it, polled in the background."""
-    states = monitor.look_up("destinations", destinations.all, every_seconds=5.0)
-    waiting = monitor.look_up("waiting deliveries", destinations.waiting, every_seconds=5.0)
+    states = monitor.poll("destinations", destinations.all, every_seconds=5.0)
+    waiting = monitor.poll("waiting deliveries", destinations.waiting, every_seconds=5.0)
 
     def is_in(wanted: BreakerState) -> Callable[[], Mapping[str, float]]:
         return lambda: {

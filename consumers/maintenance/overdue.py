@@ -85,7 +85,7 @@ def _past_target(now: datetime, target_seconds: float) -> dict[str, Any]:
 
 def show_overdue(monitor: Monitor, database: Database, target_seconds: float) -> None:
     """As metrics; absent while unknown, and for a destination that is in time."""
-    latest = monitor.look_up(
+    latest = monitor.poll(
         "what is overdue",
         lambda: overdue(database, target_seconds),
         every_seconds=LOOK_EVERY_SECONDS,

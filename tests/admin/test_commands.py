@@ -1,5 +1,7 @@
 """What an operator's command says when something is wrong, and how its tables read."""
 
+import re
+
 from typer.testing import CliRunner
 
 from consumers.__main__ import commands
@@ -16,13 +18,12 @@ def test_a_command_says_in_one_sentence_that_mongodb_is_away(run_process: RunPro
     audit = run_process("service", "audit", environment=nowhere)
     looked = CliRunner().invoke(commands, ["needs-decision", "list"], env=nowhere)
     assert (looked.exit_code, audit.wait_exit()) == (1, 1)
-    assert (
-        looked.output
-        == audit.output()
-        == (
-            "MongoDB at 127.0.0.1:1 does not answer (127.0.0.1:1: [Errno 111] Connection refused): "
-            "look whether it runs, and at MONGODB_URL\n"
-        )
+    assert looked.output == audit.output()
+    # the words within the parentheses are the driver's
+    assert re.fullmatch(
+        r"MongoDB at 127\.0\.0\.1:1 is not reachable \(127\.0\.0\.1:1: \[Errno 111\] Connect.+\): "
+        "check that it is running and that MONGODB_URL is right\n",
+        looked.output,
     )
 
 

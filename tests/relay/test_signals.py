@@ -106,7 +106,7 @@ async def test_what_cannot_be_looked_up_is_unknown_until_it_can() -> None:
         return answer
 
     async with monitored(MonitoringSettings(monitoring_port=free_ports(1)[0]), "it") as monitor:
-        latest = monitor.look_up("it", look, every_seconds=0)
+        latest = monitor.poll("it", look, every_seconds=0)
 
         def seen() -> bool:
             if latest.value not in looked[-1:]:
@@ -163,7 +163,7 @@ async def test_a_port_that_is_taken_stops_nobody(monkeypatch: pytest.MonkeyPatch
             async with monitored(settings, "other") as unseen:
                 assert "monitoring.off" in said[-1]
                 assert "MONITORING_PORT" in said[-1]
-                assert unseen.look_up("it", pytest.fail, every_seconds=1).value is None
+                assert unseen.poll("it", pytest.fail, every_seconds=1).value is None
     logger.remove(sink)
 
 

@@ -49,8 +49,8 @@ def test_one_wrong_key_is_one_problem(run_process: RunProcess, keys: str) -> Non
 
 def test_what_is_missing_is_named_with_its_meaning(run_process: RunProcess) -> None:
     told = refusal(run_process)
-    assert "MONGODB_URL is missing (the replica set" in told
-    assert "API_KEYS is missing (who may call" in told
+    assert "MONGODB_URL is missing (URL of the replica set" in told
+    assert "API_KEYS is missing (API keys of the callers" in told
 
 
 @pytest.mark.parametrize("keys", [" , ", "[]", "[1", '["' + GOOD_KEY + '", 5]'])

@@ -200,7 +200,7 @@ def test_a_password_that_spoils_its_url_is_a_wrong_setting_and_is_not_repeated(
         problems = read_settings(table)
 
     (problem,) = problems if isinstance(problems, list) else [""]
-    assert problem.startswith(f"{variable}: is no ")
+    assert problem.startswith(f"{variable}: is not a valid ")
     assert problem.endswith(" URL; escape @ : / % in the password")
     assert "ssw0rd" not in problem
 

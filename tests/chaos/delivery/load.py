@@ -5,12 +5,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from assistance.collection import ASSISTANCES
 from outbox.collection import OUTBOX
+from tests.chaos.common.load import running
 from tests.support.deliveries import Deliveries, new_request
 
 WRITERS_COUNT = 2
@@ -41,15 +43,8 @@ def load(deliveries: Deliveries, requests_count: int) -> Iterator[None]:
             if turn - number >= requests_count // WRITERS_COUNT:
                 over.wait(PAUSE_SECONDS)
 
-    threads = [threading.Thread(target=write, args=[n]) for n in range(WRITERS_COUNT)]
-    for thread in threads:
-        thread.start()
-    try:
+    with running([partial(write, number) for number in range(WRITERS_COUNT)], over):
         yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
 
 
 def accept(deliveries: Deliveries, destinations: tuple[str, ...]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tests.chaos.common.plan import event_of_round, generator_of_round
+
 
 class Point(StrEnum):
     """Where a worker dies, in the order in which a message comes by."""
@@ -105,11 +107,10 @@ def draw_plan(seed: int, round_count: int, *, first: int = 1) -> list[Round]:
 
 
 def _draw_round(seed: int, number: int) -> Round:
-    order: list[Point | Blow] = [*Point, *Blow]
-    cycle, place = divmod(number - 1, len(order))
-    random.Random(f"{seed}/delivery/cycle/{cycle}").shuffle(order)
-    draw = random.Random(f"{seed}/delivery/round/{number}")
-    due = order[place]
+    own_seed = f"{seed}/delivery"
+    events: list[Point | Blow] = [*Point, *Blow]
+    due = event_of_round(own_seed, number, events)
+    draw = generator_of_round(own_seed, number)
     points = [due] if isinstance(due, Point) else []
     points += draw.choices(list(Point), k=draw.randint(0, 2))
     return Round(

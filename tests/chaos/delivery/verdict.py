@@ -7,8 +7,8 @@ from typing import Any
 
 from assistance.books import Books
 from assistance.delivery import DeliveryState
+from tests.chaos.common.verdict import MAX_SHOWN, fault
 
-SHOWN = 3
 WORKER_LOST = "worker_lost"
 
 #: A request on its way to a destination.
@@ -131,12 +131,12 @@ def not_come_again(deaths: Iterable[Death], arrivals: Mapping[str, int]) -> list
 def _books_faults(books: Books) -> list[str]:
     if books == Books(succeeded=books.accepted):
         return []
-    listed = "; ".join(f"{one.request_id}: {', '.join(one.why)}" for one in books.listed[:SHOWN])
+    listed = "; ".join(
+        f"{one.request_id}: {', '.join(one.why)}" for one in books.listed[:MAX_SHOWN]
+    )
     waiting = ", ".join(f"{reason} {count}" for reason, count in books.waiting.items())
     return [f"the books: {books} {waiting} {listed}".rstrip()]
 
 
 def _fault(what: str, items: Iterable[tuple[str, ...]]) -> list[str]:
-    found = sorted(items)
-    shown = ", ".join("/".join(item) for item in found[:SHOWN])
-    return [f"{len(found)} {what}: {shown}"] if found else []
+    return fault(what, ["/".join(item) for item in sorted(items)])

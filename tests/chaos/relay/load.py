@@ -7,10 +7,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pymongo.errors import PyMongoError
 
+from tests.chaos.common.load import running
 from tests.chaos.relay.plan import Round
 from tests.support.outbox_world import OutboxWorld
 
@@ -58,16 +60,8 @@ def load(world: OutboxWorld, round_: Round) -> Iterator[None]:
         with suppress(PyMongoError):
             world.outbox.insert_many(documents)
 
-    threads = [threading.Thread(target=write, args=[n]) for n in range(WRITERS_COUNT)]
-    threads.append(threading.Thread(target=burst))
-    for thread in threads:
-        thread.start()
-    try:
+    with running([*(partial(write, number) for number in range(WRITERS_COUNT)), burst], over):
         yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
 
 
 def _change(world: OutboxWorld, number: int, keys: list[str], *, abort: bool) -> None:

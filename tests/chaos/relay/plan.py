@@ -1,9 +1,10 @@
 """What is done to the relay, drawn from a seed. Pure: the same seed gives the same rounds."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from tests.chaos.common.plan import event_of_round, generator_of_round
 
 
 class Blow(StrEnum):
@@ -58,12 +59,12 @@ def draw_plan(
 
 
 def _draw_round(seed: int, number: int, blows: Sequence[Blow]) -> Round:
-    cycle, place = divmod(number - 1, len(blows))
-    order = list(blows)
-    random.Random(f"{seed}/cycle/{cycle}").shuffle(order)
-    draw = random.Random(f"{seed}/round/{number}")
+    draw = generator_of_round(str(seed), number)
     burst_count = draw.randint(200, 1500)
-    struck = [order[place], *([draw.choice(SECOND_BLOWS)] if draw.random() < 1 / 3 else [])]
+    struck = [
+        event_of_round(str(seed), number, blows),
+        *([draw.choice(SECOND_BLOWS)] if draw.random() < 1 / 3 else []),
+    ]
     strikes = [
         Strike(blow, draw.randint(1, burst_count), round(draw.uniform(0.1, 1.5), 2))
         for blow in struck

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-SHOWN = 3
+from tests.chaos.common.verdict import fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def decide(evidence: Evidence) -> Verdict:
             disorder.append(f"{event.key}: {event.seq} after {last_seqs[event.key]}")
         last_seqs[event.key] = event.seq
     faults = [
-        *_fault("committed and never published", lost),
-        *_fault("published and never committed", invented),
-        *_fault("out of order", disorder),
+        *fault("committed and never published", lost),
+        *fault("published and never committed", invented),
+        *fault("out of order", disorder),
     ]
     if repeats > evidence.terms * evidence.window:
         faults.append(
@@ -61,7 +61,3 @@ def decide(evidence: Evidence) -> Verdict:
             f" with a window of {evidence.window}"
         )
     return Verdict(faults, repeats, last_seqs)
-
-
-def _fault(what: str, items: Sequence[str]) -> list[str]:
-    return [f"{len(items)} {what}: {', '.join(items[:SHOWN])}"] if items else []

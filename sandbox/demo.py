@@ -1,4 +1,4 @@
-"""The main job in two acts: how a request travels, and what happens when plugs are pulled."""
+"""The demo in two acts: the path of a request, and delivery while processes and servers fail."""
 
 import itertools
 import json
@@ -15,25 +15,25 @@ from sandbox.rabbitmq import GivenRabbit
 from sandbox.stack import Say, Stack
 
 TOPICS = ("sales", "pricing", "stock")
-CROWD = 300
+REQUEST_COUNT = 300
 POSTERS = 8
 SETTLED_SECONDS = 120
 POST_SECONDS = 60
 
 
 class DemoFailed(Exception):
-    """What was to be shown did not happen; the message says what."""
+    """The demo did not show what it should; the message says what is missing."""
 
 
 def play(stack: Stack, say: Say) -> None:
-    """Raises DemoFailed when a promise is not kept."""
-    show_one_of_each(stack, say)
-    show_a_slack_that_is_down(stack, say)
-    pull_the_plugs(stack, say)
+    """Raises DemoFailed if a promise is broken."""
+    show_one_per_topic(stack, say)
+    show_slack_outage(stack, say)
+    post_during_failures(stack, say)
 
 
-def show_one_of_each(stack: Stack, say: Say) -> None:
-    say("\nAct 1: one request a topic")
+def show_one_per_topic(stack: Stack, say: Say) -> None:
+    say("\nAct 1: one request per topic")
     for topic in TOPICS:
         request_id = post(stack, topic, f"A demo of {topic} for <ACME & sons>, please")
         say(f"\n  POST /api/assistances ({topic}): 202, {request_id}")
@@ -41,8 +41,8 @@ def show_one_of_each(stack: Stack, say: Say) -> None:
         show_way(stack, say, request_id)
 
 
-def show_a_slack_that_is_down(stack: Stack, say: Say) -> None:
-    say("\n  Now Slack refuses connections, and a request for it comes in")
+def show_slack_outage(stack: Stack, say: Say) -> None:
+    say("\n  Slack now refuses connections, and a request for Slack is posted")
     stack.third_parties.post(
         "/misbehave", json={"kind": "slack", "mode": "refuse"}
     ).raise_for_status()
@@ -55,33 +55,33 @@ def show_a_slack_that_is_down(stack: Stack, say: Say) -> None:
     show_way(stack, say, request_id)
 
 
-def pull_the_plugs(stack: Stack, say: Say) -> None:
-    """Post a crowd of requests while the relay and a worker are killed and the broker restarts."""
-    say(f"\nAct 2: {CROWD} requests while the plugs are pulled")
+def post_during_failures(stack: Stack, say: Say) -> None:
+    """Post many requests while the relay and a worker are killed and the broker restarts."""
+    say(f"\nAct 2: {REQUEST_COUNT} requests while processes are killed and the broker restarts")
     stack.third_parties.delete("/inbox").raise_for_status()
     accepted: list[str] = []
-    plugs: dict[int, tuple[str, Callable[[], None]]] = {
-        CROWD // 6: ("the relay is killed (SIGKILL)", lambda: stack.kill("relay")),
-        CROWD // 3: ("the Slack worker is killed (SIGKILL)", lambda: stack.kill("slack")),
+    faults: dict[int, tuple[str, Callable[[], None]]] = {
+        REQUEST_COUNT // 6: ("the relay is killed (SIGKILL)", lambda: stack.kill("relay")),
+        REQUEST_COUNT // 3: ("the Slack worker is killed (SIGKILL)", lambda: stack.kill("slack")),
     }
     if isinstance(stack.servers.rabbit, GivenRabbit):
-        say("  The broker is given by RABBITMQ_URL and not ours to hurt: its restart is left out")
+        say("  RABBITMQ_URL names a broker that this demo did not start: it is not restarted")
     else:
-        plugs[CROWD // 2] = (
+        faults[REQUEST_COUNT // 2] = (
             "the broker is killed and started again",
             lambda: restart_broker(stack),
         )
     with ThreadPoolExecutor(POSTERS) as posters:
         posting = posters.map(
             lambda number: post(stack, TOPICS[number % len(TOPICS)], f"Request number {number}"),
-            range(CROWD),
+            range(REQUEST_COUNT),
         )
         for number, request_id in enumerate(posting):
             accepted.append(request_id)
-            if number in plugs:
-                words, pull = plugs[number]
+            if number in faults:
+                words, inject = faults[number]
                 say(f"  {number:3} posted: {words}")
-                pull()
+                inject()
     say(f"  {len(accepted)} posted; every one was answered 202")
     wait_until_closed(stack, accepted, say)
     balance_the_books(stack, accepted, say)
@@ -97,7 +97,7 @@ def balance_the_books(stack: Stack, accepted: list[str], say: Say) -> None:
         unexplained=books["unexplained"],
     )
     say(f"\n{balance}")
-    if balance.posted != CROWD or not balance.is_even:
+    if balance.posted != REQUEST_COUNT or not balance.is_even:
         raise DemoFailed("the books do not balance")
 
 

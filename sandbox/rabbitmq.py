@@ -31,12 +31,14 @@ NEEDED_PLUGINS = (
     "rabbitmq_web_dispatch",
 )
 
+# Test-speed hacks, not how RabbitMQ is run in production.
+#
 # The management agent's event handler calls Erlang's application controller from its clean-up, and
-# waits for five seconds in vain, because that is busy stopping the broker [M on 3.10.8].
+# waits until its five-second timeout, because the controller is busy stopping the broker (3.10.8).
 STOP_STATISTICS = "gen_event:delete_handler(rabbit_event, rabbit_mgmt_db_handler, [])"
-# A quorum queue is entered into its node's directory on disk only seconds after it was declared;
-# killed before that, the node comes back with a queue that answers nothing [M on 3.10.8]. A test
-# that kills the broker is about messages in queues, not about that.
+# A quorum queue is written to its node's directory on disk only seconds after it was declared. A
+# node that is killed before that comes back with a queue that does not respond (3.10.8). Tests that
+# kill the broker are about messages in queues, not about that.
 WRITE_QUEUE_DIRECTORY = "[dets:sync(Table) || Table <- dets:all()]"
 
 

@@ -1,4 +1,4 @@
-"""A local server as a child process that tests may hurt, and that never outlives us."""
+"""A local server as a child process that tests may kill or freeze; it never outlives its parent."""
 
 import os
 import signal
@@ -18,8 +18,8 @@ LAST_LINES = 15
 def leash(*command: str) -> subprocess.Popen[bytes]:
     """Run `command` when this process ends, however it ends; closing stdin by hand does it too.
 
-    A pipe tells of our end even after SIGKILL. PR_SET_PDEATHSIG would not do: it fires when the
-    *thread* that started the child ends, and Erlang's children would not hear of it.
+    The pipe closes even after SIGKILL. PR_SET_PDEATHSIG is not enough: it fires when the *thread*
+    that started the child ends, and Erlang's own children would not get the signal.
     """
     return subprocess.Popen(
         ["sh", "-c", 'read -r _; "$@"', "leash", *command],

@@ -1,4 +1,4 @@
-"""The whole cast on one machine: both servers, every process, and third parties to talk to."""
+"""The whole system on one machine: both servers, every process, and third parties to call."""
 
 import os
 import secrets
@@ -31,7 +31,7 @@ VHOST = "assistance_demo"
 
 QUEUES = ("deliveries.slack", "deliveries.email", "deliveries.webhook", "dead-letters")
 
-CAST = {
+PROCESSES = {
     "third-parties": "-m sandbox.third_parties",
     "service": "-m service run",
     "relay": "-m relay run",
@@ -58,7 +58,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Stack:
     """
-    The running cast. `api` sends the key with each call; `third_parties` steers and shows.
+    The running system. `api` sends the key with each call; `third_parties` controls them.
 
     epoch_before: the last relay's, before this start; 0 where there was none.
     """
@@ -88,7 +88,7 @@ class Stack:
         )
 
     def wait_ready(self) -> None:
-        deadline = Deadline.after(READY_SECONDS, f"The cast (logs in {self.folder / 'logs'})")
+        deadline = Deadline.after(READY_SECONDS, f"The system (logs in {self.folder / 'logs'})")
         for name, is_ready in self._signs_of_readiness().items():
             while not is_ready():
                 deadline.rest(f"{name} is not ready")
@@ -162,7 +162,7 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        say(f"Starting {', '.join(CAST)} ...")
+        say(f"Starting {', '.join(PROCESSES)} ...")
         api_port, page_port = kept["ports"][:2]
         with (
             _supervised(folder, environment, kept["ports"]) as supervisor,
@@ -219,7 +219,7 @@ def _environment(servers: Servers, kept: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def _supervised(folder: Path, environment: dict[str, str], ports: list[int]) -> Iterator[Any]:
-    """The cast under supervisord, which starts again what dies; ended with us, however we end."""
+    """Every process under supervisord, which restarts what dies and ends with this process."""
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     # a socket's path may have 108 characters only, and a checkout may lie deep
@@ -264,7 +264,7 @@ def _configuration(logs: Path, socket: Path, ports: list[int]) -> str:
         "[rpcinterface:supervisor]",
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
     ]
-    for name, command in CAST.items():
+    for name, command in PROCESSES.items():
         lines += [
             f"[program:{name}]",
             f"command={sys.executable} {command}{listening if name == 'third-parties' else ''}",

@@ -16,6 +16,7 @@ COPY runtime runtime
 COPY service service
 COPY relay relay
 COPY consumers consumers
+COPY installation installation
 RUN pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm

@@ -6,7 +6,7 @@ What the consumers own on the broker, and its declaration.
                                                           v
                                             dead-letters (fanout) ──> dead-letters
 
-Every queue is a quorum queue. Dead letters leave theirs only when the next queue has them:
+Every queue is a quorum queue. A dead letter leaves its queue only once the next queue has it:
 https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
 
@@ -33,10 +33,10 @@ def deliveries_queue(destination: str) -> str:
 
 def deliveries_arguments(delivery_limit: int) -> dict[str, Any]:
     """
-    No time limit and no length limit: a message that was never tried is never dropped.
+    Neither a TTL nor a length limit: a message that was never tried is never dropped.
 
-    Dead-lettering at least once needs the overflow rule beside its strategy, or it silently is
-    at most once. The limit is spelled out because servers before 4.0 have none.
+    Without `x-overflow`, the strategy `at-least-once` silently falls back to `at-most-once`. The
+    delivery limit is explicit because servers before 4.0 have none.
     """
     return {
         "x-queue-type": "quorum",
@@ -47,13 +47,13 @@ def deliveries_arguments(delivery_limit: int) -> dict[str, Any]:
     }
 
 
-#: Behind the dead letters comes nothing: the servers' own limit (20 from 4.0) would drop a letter
-#: whose consumer crashes again and again, and older servers know no word for "none".
+#: Dead letters have no further queue, so the server's default limit (20 from 4.0) would drop a
+#: letter whose consumer crashes again and again. Servers before 4.0 do not accept "no limit".
 NO_DELIVERY_LIMIT = 2**31 - 1
 
 
 async def declare_dead_letters(channel: AmqpChannel) -> None:
-    """Raises BrokerRefused, with the cure, where a queue or exchange of that name differs."""
+    """Raises BrokerRefused, with the remedy, where a queue or exchange of that name differs."""
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": NO_DELIVERY_LIMIT}
     with _naming(DEAD_LETTERS_EXCHANGE, DEAD_LETTERS_QUEUE):
         await channel.declare_exchange(DEAD_LETTERS_EXCHANGE, "fanout")
@@ -64,7 +64,7 @@ async def declare_dead_letters(channel: AmqpChannel) -> None:
 async def declare_deliveries(
     channel: AmqpChannel, destination: str, *, events_exchange: str, delivery_limit: int
 ) -> None:
-    """One destination's queue, with all that it leans on; may be repeated, and raises the same."""
+    """One destination's queue and what it depends on. Idempotent; raises BrokerRefused as above."""
     await declare_dead_letters(channel)
     queue = deliveries_queue(destination)
     with _naming(events_exchange, queue):
@@ -80,8 +80,8 @@ def _naming(exchange: str, queue: str) -> Iterator[None]:
     except ChannelClosed as error:
         if error.code == PRECONDITION_FAILED:
             raise BrokerRefused(
-                f"exchange {exchange!r} or queue {queue!r} is there already and differs ({error}): "
-                "correct the setting, or drain and delete it on the broker and start again"
+                f"exchange {exchange!r} or queue {queue!r} already exists with other arguments "
+                f"({error}): correct the setting, or drain and delete it on the broker and restart"
             ) from error
         if error.code == ACCESS_REFUSED:
             raise BrokerRefused(

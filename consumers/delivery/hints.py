@@ -1,9 +1,9 @@
 """
-Hints: who may wake a worker for a delivery, and when.
+Hints: when a delivery gets a new message that wakes a worker.
 
-A hint is trusted until `hint_until`. Then a new one may be appended to the outbox, in the one
-transaction that sets the next `hint_until`, and only if the newest was published: one that still
-waits in the outbox is the relay's to send. Of several who try, one wins.
+A hint is trusted until `hint_until`. After that a new one may be appended to the outbox, in the
+transaction that sets the next `hint_until`, and only if the newest hint was published: one that is
+still in the outbox will be sent by the relay. Of several concurrent attempts, one wins.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,16 +28,16 @@ from outbox.collection import OUTBOX
 from outbox.state import State
 from runtime.mongo import Database, Session, in_transaction
 
-#: A dead letter proves that the newest hint is lost, so its patience is cut short; doubled with
-#: each hint since the last attempt, so that a worker that crashes on and on makes no storm.
-GIVEN_BACK_SECONDS = 5.0
+#: A dead letter proves that the newest hint is lost, so it is trusted for this long only. Doubled
+#: with each hint since the last attempt, which slows down a worker that crashes again and again.
+REQUEUED_SECONDS = 5.0
 
-#: Settled, and gone from the queues or on the way to be: there is nothing more to wait for.
-_NOT_ON_ITS_WAY = frozenset({State.PUBLISHED.value, State.DISCARDED.value})
+#: Events that the relay will not send any more.
+_SETTLED = frozenset({State.PUBLISHED.value, State.DISCARDED.value})
 
 
 class Step(StrEnum):
-    """What is due to a delivery whose hint is no longer trusted."""
+    """What to do for a delivery whose hint is no longer trusted."""
 
     SEND = auto()
     POSTPONE = auto()
@@ -45,7 +45,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """A delivery that the reconciler has to see to, as it was found."""
+    """A delivery that needs the reconciler, as it was found."""
 
     request_id: str
     version: int
@@ -68,22 +68,22 @@ class Hints:
         self, now: datetime, *, limit: int, excluded: Collection[str] = ()
     ) -> list[DueDelivery]:
         """
-        The deliveries that are due and woken by nobody, those waiting longest first.
+        The deliveries that are due and have no trusted hint, those waiting longest first.
 
         excluded: the destinations whose deliveries are left out.
 
-        One of each request: its new hint bumps the version that the others would rely on.
+        At most one per request: its new hint raises the version that the others would rely on.
         """
         return await self._find_due(now, {"$nin": sorted(excluded)} if excluded else None, limit)
 
     async def find_due_for(self, destination: str, now: datetime) -> list[DueDelivery]:
-        """The one that waits longest for this destination, if any does."""
+        """The delivery to this destination that has waited longest; empty if none is due."""
         return await self._find_due(now, {"$in": [destination]}, 1)
 
     async def _find_due(
         self, now: datetime, destinations: Mapping[str, list[str]] | None, limit: int
     ) -> list[DueDelivery]:
-        # the type is spelled out because only then may the partial index serve
+        # without the type the server cannot use the partial index
         due: dict[str, Any] = {"next_due_at": {"$type": "date", "$lte": now}}
         if destinations is not None:
             waiting = {
@@ -114,7 +114,7 @@ class Hints:
         ]
 
     async def send(self, due: DueDelivery, now: datetime) -> str | None:
-        """Append a new hint; its event id, or None where somebody else was quicker."""
+        """Append a new hint; its event id, or None if the delivery was changed in between."""
         delivery = due.delivery
         hints = delivery["hints"] + 1
         context = EventContext(due.request_id, now, delivery["hint_event"], due.trace)
@@ -141,7 +141,7 @@ class Hints:
         return str(hint["_id"]) if sent else None
 
     async def postpone(self, due: DueDelivery) -> bool:
-        """Trust the newest hint for longer: it is still on its way to the broker."""
+        """Trust the newest hint for longer: the relay has yet to publish it."""
         patience_seconds = hint_patience_seconds(max(due.delivery["hints"], 1))
         answer = await self._requests.update_one(
             _as_found(due), change(due.destination, {"hint_until": _after(patience_seconds)})
@@ -150,9 +150,9 @@ class Hints:
 
     async def spend(self, request_id: str, destination: str, hint_event: str) -> None:
         """
-        The newest hint came before its delivery was due, and wakes nobody any more.
+        Trust the newest hint until the due date only: it was consumed before the delivery was due.
 
-        The service's clock may run ahead of the database's; without this such a delivery would
+        The service's clock may run ahead of the database's. Without this, such a delivery would
         wait until its hint is no longer trusted.
         """
         await self._requests.update_one(
@@ -160,10 +160,10 @@ class Hints:
             change(destination, {"hint_until": "$$delivery.due_at"}),
         )
 
-    async def give_back(self, request_id: str, destination: str, hint_event: str) -> bool:
-        """The newest hint is lost for sure: trust it for a short while only. Whether it was."""
+    async def requeue(self, request_id: str, destination: str, hint_event: str) -> bool:
+        """Trust a lost hint for a short time only; false if it is not the delivery's newest."""
         doubled = {"$pow": [2, {"$min": [{"$max": [{"$add": ["$$delivery.hints", -1]}, 0]}, 16]}]}
-        patience_ms = {"$multiply": [int(GIVEN_BACK_SECONDS * 1000), doubled]}
+        patience_ms = {"$multiply": [int(REQUEUED_SECONDS * 1000), doubled]}
         sooner = {"$min": ["$$delivery.hint_until", {"$add": [NOW, patience_ms]}]}
         answer = await self._requests.update_one(
             _waiting_for(request_id, destination, hint_event),
@@ -172,9 +172,9 @@ class Hints:
         return bool(answer.matched_count)
 
     async def unsettled(self, event_ids: list[str]) -> set[str]:
-        """Those of the events that are still the relay's to send."""
-        # a published event expires in time; one that is no longer there was sent
-        query = {"_id": {"$in": event_ids}, "state": {"$nin": sorted(_NOT_ON_ITS_WAY)}}
+        """Those of the events that the relay has yet to publish."""
+        # a published event expires; one that is missing was published
+        query = {"_id": {"$in": event_ids}, "state": {"$nin": sorted(_SETTLED)}}
         return {event["_id"] async for event in self._outbox.find(query, {"_id": 1})}
 
 
@@ -202,7 +202,7 @@ def _after(seconds: float) -> dict[str, Any]:
 
 
 def _as_found(due: DueDelivery) -> dict[str, Any]:
-    """Untouched since: a claim, a record or another reconciler would have moved one of these."""
+    """Unchanged since: a claim, a record or another reconciler changes one of these fields."""
     same = {
         name: due.delivery[name]
         for name in ("destination", "state", "fence", "due_at", "hint_event", "hint_until")

@@ -1,9 +1,9 @@
 """
 Updates of one delivery inside its request, as aggregation pipelines.
 
-Each recomputes `next_due_at` on the server, from all the deliveries as they are at that moment.
-In the expressions `$$delivery` is the delivery that is changed; whatever is data goes through
-`given`, or text that begins with a dollar sign would be read as an expression.
+Each update recomputes `next_due_at` on the server, from the current state of all deliveries. In the
+expressions, `$$delivery` is the delivery that is changed. Data must go through `given`: otherwise
+text that begins with a dollar sign would be read as an expression.
 
 https://www.mongodb.com/docs/manual/tutorial/update-documents-with-aggregation-pipeline/
 """
@@ -17,7 +17,7 @@ NOW = "$$NOW"
 
 _IS_ACTIVE = {"$in": ["$$delivery.state", {"$literal": list(ACTIVE_STATES)}]}
 
-#: Due, and nobody's: the server's clock decides.
+#: Due and not leased, by the server's clock.
 CLAIMABLE: tuple[Any, ...] = (
     _IS_ACTIVE,
     {"$lte": ["$$delivery.due_at", NOW]},
@@ -40,7 +40,7 @@ def change(
     delivery_fields: Mapping[str, Any],
     request_fields: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Both mappings: field -> expression."""
+    """An update of one delivery, and of its request. Both mappings: field -> expression."""
     changed = {
         "$cond": [
             {"$eq": ["$$delivery.destination", given(destination)]},
@@ -55,8 +55,8 @@ def change(
 
 
 def _next_due_at() -> dict[str, Any]:
-    """`assistance.request.next_due_at`, in the server's words; null when nobody need look."""
-    # $max passes over null; $min does too, and is null when nothing else is there
+    """`assistance.request.next_due_at` as an expression; null when no delivery is active."""
+    # $max and $min skip null; $min is null when there is nothing else
     look = {"$max": ["$$delivery.due_at", "$$delivery.lease_until", "$$delivery.hint_until"]}
     return {"$min": _each_delivery({"$cond": [_IS_ACTIVE, look, None]})}
 

@@ -16,9 +16,9 @@ from assistance.dead_letter import Decision, Sighting, from_message
 from assistance.events import read_hint
 from consumers.database import open_database
 from consumers.delivery.hints import Hints
-from consumers.delivery.metrics import letters_stored
 from consumers.delivery.subscriber import Subscriber, Subscription
 from consumers.delivery.updates import NOW, given
+from consumers.maintenance.metrics import letters_stored
 from consumers.settings import DeadLetterSettings
 from consumers.topology import DEAD_LETTERS_QUEUE, declare_dead_letters
 from outbox.errors import UndecodableBody
@@ -91,7 +91,7 @@ class DeadLetters:
         if letter.hint is None:
             return Decision.PARKED
         event_id, request_id, destination = letter.hint
-        if await self._hints.give_back(request_id, destination, event_id):
+        if await self._hints.requeue(request_id, destination, event_id):
             return Decision.REQUEUED
         return Decision.IGNORED
 
@@ -115,12 +115,12 @@ def _first_death(message: AmqpMessage, what: str) -> str:
 
 
 def _text(value: str | bytes) -> str:
-    """The driver leaves a property that is no UTF-8 as bytes, whatever its type says."""
+    """The driver leaves a property that is not UTF-8 as bytes, despite its annotation."""
     return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
 
 async def run_dead_letters(settings: DeadLetterSettings, stop: Stop) -> None:
-    """Raises UnsuitableServer or BrokerRefused when the servers cannot serve us at the start."""
+    """Raises UnsuitableServer or BrokerRefused when MongoDB or RabbitMQ refuses it at the start."""
     async with (
         monitored(settings, "dead-letters") as monitor,
         open_database(settings, "dead-letters", stop, monitor) as database,

@@ -1,4 +1,4 @@
-"""Requests that are accepted and past their target time, by the index of what is open."""
+"""Requests that are still accepted past their target time, found by an index."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from outbox.collection import OUTBOX
 from runtime.mongo import Database, aggregate
 from runtime.monitoring import Monitor
 
-#: Beyond so many the count says "at least": an alert needs no more, and a look stays short.
+#: The count stops here: an alert needs no more, and the query stays short.
 COUNTED_LIMIT = 10_000
 
-LOOK_EVERY_SECONDS = 15.0
+POLL_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """What waits for one destination; oldest_age_seconds counts from when it was accepted."""
+    """Open deliveries of one destination; oldest_age_seconds counts from acceptance."""
 
     count: int
     oldest_age_seconds: float
 
 
 async def overdue(database: Database, target_seconds: float) -> dict[str, Overdue]:
-    """By destination; of the oldest ten thousand requests at most."""
+    """By destination, for up to ten thousand of the oldest requests."""
     now = await server_time(database)
     pipeline: list[dict[str, Any]] = [
         {"$match": _past_target(now, target_seconds)},
@@ -53,7 +53,7 @@ async def overdue(database: Database, target_seconds: float) -> dict[str, Overdu
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """hints: the outbox documents of its newest hints, by their ids, where they are still kept."""
+    """hints: the outbox documents of its newest hints by event id, those that have not expired."""
 
     request: Request
     age_seconds: float
@@ -84,21 +84,21 @@ def _past_target(now: datetime, target_seconds: float) -> dict[str, Any]:
 
 
 def show_overdue(monitor: Monitor, database: Database, target_seconds: float) -> None:
-    """As metrics; absent while unknown, and for a destination that is in time."""
+    """As metrics; absent while unknown, and for destinations without overdue deliveries."""
     latest = monitor.poll(
         "what is overdue",
         lambda: overdue(database, target_seconds),
-        every_seconds=LOOK_EVERY_SECONDS,
+        every_seconds=POLL_SECONDS,
     )
     monitor.gauges(
         "deliveries_overdue",
-        f"open deliveries of requests that are past their target time, {COUNTED_LIMIT} at most",
+        f"open deliveries of requests past their target time, up to {COUNTED_LIMIT} requests",
         lambda: {name: one.count for name, one in (latest.value or {}).items()},
         label="destination",
     )
     monitor.gauges(
         "deliveries_overdue_oldest_age_seconds",
-        "since the oldest of them was accepted",
+        "age of the oldest request with such a delivery",
         lambda: {name: one.oldest_age_seconds for name, one in (latest.value or {}).items()},
         label="destination",
     )

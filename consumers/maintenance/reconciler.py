@@ -1,8 +1,9 @@
 """
-The reconciler: what the broker or a crash left behind is sent on its way again.
+The reconciler: sends a new hint for each delivery that is due and has no trusted hint.
 
-It reads MongoDB only. Several may run: of those who see to the same delivery one wins. What waits
-for a destination that is down or paused is left alone.
+That covers retries, expired claims of crashed workers, and hints that the broker lost. It reads
+MongoDB only. Several may run: of those that handle the same delivery, one wins. Deliveries to a
+destination that is open or suspended are left alone.
 """
 
 from collections import Counter
@@ -17,18 +18,18 @@ from assistance.delivery import DeliveryState
 from consumers.database import open_database, server_time
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.hints import DueDelivery, Hints, Step
-from consumers.delivery.metrics import deliveries_seen_to, watch_destinations
+from consumers.maintenance.metrics import deliveries_reconciled, watch_destinations
 from consumers.maintenance.overdue import show_overdue
 from consumers.settings import ReconcilerSettings
 from runtime.mongo import TRY_SECONDS, Database, is_transient, retry_while_unavailable
 from runtime.monitoring import monitored
 from runtime.shutdown import Stop
 
-#: Most deliveries seen to between two rests: after an outage the hints come back as a stream that
-#: the relay and the workers keep up with, and not as one wave.
+#: The maximum number of deliveries per pass: after an outage the hints come back at a rate that
+#: the relay and the workers can follow, and not all at once.
 PASS_LIMIT = 200
 
-#: How long to try for one delivery before the next one's turn comes.
+#: How long to try one delivery before going on to the next.
 LOCKED_SECONDS = 1.0
 
 
@@ -40,23 +41,23 @@ class Reconciler:
         self._stop = stop
 
     async def run_once(self) -> int:
-        """See to what is due now, until asked to stop; how many deliveries it was."""
-        now, found = await self._look()
+        """Handle what is due now, until a stop is requested; returns the number of deliveries."""
+        now, found = await self._find()
         done: Counter[str] = Counter()
         for due in found:
             if self._stop.requested:
                 break
-            done[await self._see_to_in_time(due, now)] += 1
+            done[await self._reconcile_in_time(due, now)] += 1
         if done:
             logger.info("reconciler.passed", **done)
         return done.total()
 
     async def preview(self) -> list[DueDelivery]:
-        """What the next pass would see to."""
-        _, found = await self._look()
+        """The deliveries that the next pass would handle."""
+        _, found = await self._find()
         return found
 
-    async def _look(self) -> tuple[datetime, list[DueDelivery]]:
+    async def _find(self) -> tuple[datetime, list[DueDelivery]]:
         with pymongo.timeout(TRY_SECONDS):
             now = await server_time(self._database)
             unavailable = await self._destinations.unavailable()
@@ -67,21 +68,21 @@ class Reconciler:
                     found += await self._hints.find_due_for(name, now)
             return now, found
 
-    async def _see_to_in_time(self, due: DueDelivery, now: datetime) -> str:
+    async def _reconcile_in_time(self, due: DueDelivery, now: datetime) -> str:
         """
         A process that is killed inside a transaction leaves its request locked until the server
-        ends the transaction. The others must not wait for that one.
+        aborts the transaction. The other deliveries must not wait for it.
         """
         try:
             with pymongo.timeout(LOCKED_SECONDS):
-                return await self._see_to(due, now)
+                return await self._reconcile(due, now)
         except PyMongoError as error:
             if isinstance(error, ConnectionFailure) or not is_transient(error):
                 raise
             logger.warning("request.locked", request_id=due.request_id)
             return "locked"
 
-    async def _see_to(self, due: DueDelivery, now: datetime) -> str:
+    async def _reconcile(self, due: DueDelivery, now: datetime) -> str:
         about = logger.bind(
             request_id=due.request_id,
             destination=due.destination,
@@ -109,15 +110,17 @@ def why(due: DueDelivery) -> str:
 
 
 async def run_reconciler(settings: ReconcilerSettings, stop: Stop) -> None:
-    """See to what is due, again and again, until asked to stop. Raises UnsuitableServer."""
+    """Run one pass per interval until a stop is requested. Raises UnsuitableServer."""
     async with (
         monitored(settings, "reconciler") as monitor,
         open_database(settings, "reconciler", stop, monitor) as database,
     ):
-        seen_to = deliveries_seen_to(monitor.registry)
+        reconciled = deliveries_reconciled(monitor.registry)
         watch_destinations(monitor, Destinations(database))
         show_overdue(monitor, database, settings.target_seconds)
         reconciler = Reconciler(database, stop)
         while not stop.requested:
-            seen_to.inc(await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None))
+            reconciled.inc(
+                await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None)
+            )
             await stop.rest(settings.reconciler_interval_seconds)

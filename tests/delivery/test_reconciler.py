@@ -150,7 +150,7 @@ async def test_a_retry_that_is_not_due_is_left_alone(
     assert await reconciler.run_once() == 0
 
 
-async def test_each_delivery_of_a_request_is_seen_to(
+async def test_each_delivery_of_a_request_is_handled(
     reconciler: Reconciler, deliveries: Deliveries
 ) -> None:
     request_id = accepted_long_ago(deliveries, destinations=("slack", "email"))

@@ -1,12 +1,12 @@
-"""What the consumers say about themselves: what came of their calls, and whether they can work."""
+"""The metrics of the consumers, and their readiness."""
 
 import signal
 
 from assistance.verdict import Done
 from consumers.delivery.destinations import Destinations
-from consumers.delivery.metrics import (
-    AttemptMetrics,
-    deliveries_seen_to,
+from consumers.delivery.metrics import AttemptMetrics
+from consumers.maintenance.metrics import (
+    deliveries_reconciled,
     letters_stored,
     watch_destinations,
 )
@@ -22,7 +22,7 @@ from tests.support.third_parties import ThirdParties
 SLACK = 'destination="slack"'
 
 
-def test_a_worker_tells_what_came_of_its_calls_and_when_it_cannot_work(
+def test_a_worker_reports_the_outcome_of_its_calls_and_why_it_is_not_ready(
     run_process: RunProcess,
     deliveries: Deliveries,
     third_parties: ThirdParties,
@@ -65,7 +65,7 @@ async def test_the_page_about_monitoring_names_every_number(deliveries: Deliveri
     monitor = Monitor("test", is_seen=False)
     AttemptMetrics(monitor.registry, "slack").note(Done("200"), 1, 0.1)
     letters_stored(monitor.registry).labels("parked").inc()
-    deliveries_seen_to(monitor.registry).inc()
+    deliveries_reconciled(monitor.registry).inc()
     watch_destinations(monitor, Destinations(client[deliveries.database_name]))
     await close(client)
 

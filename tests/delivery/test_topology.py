@@ -65,7 +65,7 @@ def test_a_queue_that_differs_is_named_with_the_cure(
     for arguments in (("topology",), ("run", "slack")):
         process = run_process("consumers", *arguments, environment=environment)
         assert process.wait_exit() == 1
-        assert "'deliveries.slack' is there already and differs" in process.output()
+        assert "'deliveries.slack' already exists with other arguments" in process.output()
         assert "drain and delete it" in process.output()
         assert "Traceback" not in process.output()
 

@@ -5,12 +5,12 @@ import json
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import pika
 import pytest
@@ -36,6 +36,8 @@ from tests.support.third_parties import ThirdParties
 
 RECEIVING = "queue.receiving"
 ATTEMPTS = len(RETRY_DELAYS_SECONDS) + 1
+
+Seen = TypeVar("Seen")
 
 
 class Stage:
@@ -67,18 +69,23 @@ class Stage:
         return self.begin("reconciler")
 
     def wait_status(self, request_id: str, status: str, *, deadline_seconds: float = 20) -> None:
-        def arrived() -> bool:
-            self.deliveries.publish_pending()
-            return bool(self.deliveries.request(request_id)["status"] == status)
-
-        wait_until(arrived, f"the request is {status}", deadline_seconds=deadline_seconds)
+        self.wait(
+            lambda: self.deliveries.request(request_id)["status"] == status,
+            f"the request is {status}",
+            deadline_seconds=deadline_seconds,
+        )
 
     def wait_count(self, status: str, count: int, *, deadline_seconds: float = 30) -> None:
-        def arrived() -> bool:
-            self.deliveries.publish_pending()
-            return self.deliveries.count(status) == count
+        self.wait(
+            lambda: self.deliveries.count(status) == count,
+            f"{count} requests are {status}",
+            deadline_seconds=deadline_seconds,
+        )
 
-        wait_until(arrived, f"{count} requests are {status}", deadline_seconds=deadline_seconds)
+    def wait(self, predicate: Callable[[], Seen], what: str, *, deadline_seconds: float) -> Seen:
+        """Wait for a fact while hints are published, and check that each of them was justified."""
+        with self.deliveries.relaying():
+            return wait_until(predicate, what, deadline_seconds=deadline_seconds)
 
 
 @pytest.fixture
@@ -217,14 +224,12 @@ def test_a_schedule_that_was_shortened_is_not_taken_for_a_lost_worker(
     patient = stage.start("slack", retry_delays_seconds="[0.2, 0.2, 3]", retry_jitter_ratio=0)
     stage.start_reconciler()
     request_id = deliveries.accept()
-    deliveries.publish_pending()
 
     def tried_thrice() -> bool:
-        deliveries.publish_pending()
         attempts = deliveries.attempts(request_id)
         return len(attempts) == 3 and "ended_at" in attempts[-1]
 
-    wait_until(tried_thrice, "it was tried three times")
+    stage.wait(tried_thrice, "it was tried three times", deadline_seconds=30)
     stop(patient)
     stage.start("slack", retry_delays_seconds="[0.2]")
     stage.wait_status(request_id, "failed")

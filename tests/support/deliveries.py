@@ -1,9 +1,12 @@
 """What the consumers' tests share: requests in MongoDB, hints on their way, what came of them."""
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -13,8 +16,10 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pymongo import MongoClient
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
+from assistance.events import HINT
 from assistance.request import Acceptance, accept
 from assistance.routing import Destination
+from consumers.delivery.hints import REQUEUED_SECONDS
 from outbox.collection import OUTBOX
 from tests.support.third_parties import ThirdParties
 
@@ -24,6 +29,10 @@ CHANNEL_OF = {"slack": "slack", "email": "email", "slack-emea": "slack"}
 
 #: Retries soon enough for a test, and still growing.
 RETRY_DELAYS_SECONDS = (0.2, 0.6, 1.2)
+
+
+#: How often the relay's part is played beside a test.
+RELAY_REST_SECONDS = 0.05
 
 
 class Deliveries:
@@ -90,6 +99,46 @@ class Deliveries:
             ids = {"$in": [event["_id"] for event in pending]}
             self.database[OUTBOX].update_many({"_id": ids}, {"$set": {"state": "published"}})
         return len(pending)
+
+    @contextmanager
+    def relaying(self) -> Iterator[None]:
+        """Publish what comes into the outbox, beside the test; afterwards check the hints."""
+        over = threading.Event()
+
+        def relay() -> None:
+            while not over.wait(RELAY_REST_SECONDS):
+                self.publish_pending()
+
+        with ThreadPoolExecutor(1) as pool:
+            relaying = pool.submit(relay)
+            try:
+                yield
+            finally:
+                over.set()
+                relaying.result()
+        self.check_hints()
+
+    def check_hints(self) -> None:
+        """
+        Raises AssertionError for a hint that is one too many or comes too early.
+
+        Each hint of a delivery but the first follows the one before it. It answers an attempt that
+        was made since, or a hint that was trusted for a while and is taken for lost.
+        """
+        hints: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for hint in self.database[OUTBOX].find({"type": HINT}).sort("seq"):
+            _, _, destination = hint["routing_key"].partition(".")
+            hints.setdefault((hint["key"], destination), []).append(hint)
+        for (request_id, destination), sent in hints.items():
+            attempts = self.attempts(request_id, destination)
+            for before, after in pairwise(sent):
+                which = f"hint {after['_id']} of {request_id} for {destination}"
+                cause = json.loads(after["payload"]).get("causationid")
+                assert cause == before["_id"], f"{which} does not follow the one before it"
+                since, until = before["created_at"], after["created_at"]
+                was_tried = any(since <= each["started_at"] <= until for each in attempts)
+                was_trusted = until - since >= timedelta(seconds=REQUEUED_SECONDS)
+                assert was_tried or was_trusted, f"{which} came too early"
 
     def publish(self, event: Mapping[str, Any], channel: BlockingChannel) -> None:
         channel.basic_publish(

@@ -58,10 +58,11 @@ class RelayAndWorker:
         self._verdicts = verdicts
         self._ledger = Ledger(database, policy=POLICY, lease_seconds=30.0, worker="w")
         self.calls = Counter[str]()
+        self.finished = False
 
     async def work(self) -> None:
         pending = {"state": "pending", "type": "delivery_due"}
-        while True:
+        while not self.finished:
             hints = await self._outbox.find(pending).to_list(50)
             async with asyncio.TaskGroup() as group:
                 for hint in hints:
@@ -84,11 +85,12 @@ async def relay_and_worker(
     """A hint without a delivery to claim fails the test, also when the test fails otherwise."""
     worker = RelayAndWorker(database, verdicts)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(worker.work())
+        group.create_task(worker.work())
         try:
             yield worker
         finally:
-            task.cancel()
+            # not cancelled: it may be committing a transaction
+            worker.finished = True
 
 
 def destinations(*, unavailable: Sequence[str] = ()) -> KnownDestinations:

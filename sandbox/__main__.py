@@ -1,11 +1,14 @@
 """`python -m sandbox demo`, `... up`: the whole system on this machine, for a look."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +17,13 @@ import typer
 
 from sandbox.demo import DemoFailed, play
 from sandbox.errors import SandboxError
+from sandbox.secret_files import write_secret
 from sandbox.servers import make_present
 from sandbox.stack import Stack, open_stack
 
 LOCAL = Path(".local")
+#: The settings of the running processes, for a shell or an editor; removed at the end.
+ENV_FILE = "up.env"
 
 #: What a shell reports for a process that SIGINT ended.
 EXIT_INTERRUPTED = 130
@@ -60,7 +66,10 @@ def run(folder: Path, *, acts: bool, stays: bool) -> None:
 
     folder.mkdir(exist_ok=True, mode=0o700)
     try:
-        with open_stack(folder.resolve(), say) as stack:
+        with (
+            open_stack(folder.resolve(), say) as stack,
+            env_file(stack.folder / ENV_FILE, stack.settings),
+        ):
             say(f"Everything is up after {time.monotonic() - started:.0f} s.")
             if acts:
                 play(stack, say)
@@ -81,6 +90,17 @@ def run(folder: Path, *, acts: bool, stays: bool) -> None:
         sys.exit(f"\nFailed: {failure}")
 
 
+@contextmanager
+def env_file(path: Path, settings: Mapping[str, str]) -> Iterator[None]:
+    """Keep the settings, with their secrets, in a file that a shell can read."""
+    lines = (f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
+    write_secret(path, "".join(lines))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def how_to_go_on(stack: Stack) -> str:
     api = stack.api.base_url
     return f"""
@@ -91,6 +111,10 @@ def how_to_go_on(stack: Stack) -> str:
 
   curl -s {api}/api/assistances -H 'X-API-KEY: {stack.api_key}' \\
     -H 'Content-Type: application/json' -d '{{"topic": "sales", "description": "Hello"}}'
+
+To run a process or a command of docs/runbook.md against it, first run this in another terminal:
+
+  set -a; . {shlex.quote(str(stack.folder / ENV_FILE))}; set +a
 
 Ctrl-C stops everything."""
 

@@ -61,11 +61,13 @@ class Stack:
     The running system. `api` sends the key with each call; `third_parties` controls them.
 
     epoch_before: the last relay's, before this start; 0 where there was none.
+    settings: what `environment` adds to the environment of this process.
     """
 
     folder: Path
     servers: Servers
     epoch_before: int
+    settings: dict[str, str]
     environment: dict[str, str]
     supervisor: Any
     api: httpx.Client
@@ -152,7 +154,8 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
             },
         )
         servers.rabbit.create_vhost(VHOST)
-        environment = _environment(servers, kept)
+        settings = _settings(servers, kept)
+        environment = os.environ | settings
         epoch_before = _checkpoint(servers).get("epoch", 0)
         say("Declaring exchanges and queues ...")
         subprocess.run(
@@ -178,6 +181,7 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
                 folder,
                 servers,
                 epoch_before,
+                settings,
                 environment,
                 supervisor,
                 api,
@@ -189,10 +193,9 @@ def open_stack(folder: Path, say: Say) -> Iterator[Stack]:
             say("Stopping ...")
 
 
-def _environment(servers: Servers, kept: dict[str, Any]) -> dict[str, str]:
+def _settings(servers: Servers, kept: dict[str, Any]) -> dict[str, str]:
     api_port, _page_port, slack_port, webhook_port, smtp_port = kept["ports"]
     return {
-        **os.environ,
         "DESTINATIONS": '{"slack": "slack", "email": "email", "webhook": "webhook"}',
         "ROUTES": '{"sales": ["slack"], "pricing": ["email"], "stock": ["webhook"]}',
         "MONGODB_URL": servers.mongo.url,

@@ -103,7 +103,7 @@ class Field:
         return int(checkpoint.get("settled", 0))
 
     def wait_position(self) -> None:
-        """Wait until the relay's first hand-over is over: it has a position in the stream."""
+        """Wait until the relay's first resync is completed: it has a position in the stream."""
 
         def has_position() -> bool:
             checkpoint = self.database["checkpoints"].find_one() or {}

@@ -11,7 +11,7 @@ PUBLISHED_RETENTION_DAYS = 7
 
 INDEXES: tuple[dict[str, Any], ...] = (
     {
-        # what a hand-over reads, in the order in which it publishes: seq first, so that neighbours
+        # what a resync reads, in the order in which it publishes: seq first, so that neighbours
         # are of different keys and do not wait for each other
         "name": "pending_in_order",
         "key": {"state": 1, "seq": 1, "created_at": 1, "_id": 1},

@@ -29,3 +29,5 @@ class State(StrEnum):
 
 #: How a query finds what is still to be published: a missing state counts as pending.
 PENDING_STATES: tuple[str | None, ...] = (None, State.PENDING.value)
+
+PENDING = {"state": {"$in": list(PENDING_STATES)}}

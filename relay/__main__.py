@@ -11,8 +11,8 @@ import typer
 
 from relay import operations
 from relay.checkpoint import CHECKPOINTS
-from relay.operations import Wish
-from relay.relay import run as run_relay
+from relay.operations import RequestKind
+from relay.process import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
@@ -122,21 +122,21 @@ def list_held(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson =
 @held.command()
 def release(event_ids: EventIds, why: Why, who: Who) -> None:
     """Have the leader retry held or parked events now."""
-    request(Wish.RELEASE, event_ids, operator(who=who, why=why))
+    request(RequestKind.RELEASE, event_ids, operator(who=who, why=why))
 
 
 @held.command()
 def discard(event_ids: EventIds, why: Why, who: Who) -> None:
     """Give events up: they are never published; later events of their keys are."""
-    request(Wish.DISCARD, event_ids, operator(who=who, why=why))
+    request(RequestKind.DISCARD, event_ids, operator(who=who, why=why))
 
 
-def request(what: Wish, event_ids: list[str], asking: Operator) -> None:
+def request(kind: RequestKind, event_ids: list[str], asking: Operator) -> None:
     settings = load_settings(OutboxSettings, "relay")
 
     async def ask_and_wait(database: Database) -> dict[str, str | None]:
         request_ids = await operations.ask(
-            database, settings.outbox_collection, settings.relay_group, what, event_ids, asking
+            database, settings.outbox_collection, settings.relay_group, kind, event_ids, asking
         )
         give_up_at = monotonic() + PATIENCE_SECONDS
         while True:

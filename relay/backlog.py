@@ -1,4 +1,4 @@
-"""What is known of the outbox beside the stream: how much waits, how long the position holds."""
+"""Measures the outbox independently of the stream: pending events, and the oplog runway."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,17 +6,15 @@ from typing import Any
 
 from bson import Timestamp
 
-from outbox.state import PENDING_STATES
+from outbox.state import PENDING
 from relay.checkpoint import CHECKPOINTS
 from runtime.mongo import Database, aggregate
 
-#: Counting reads the index: a tenth of a second for so many. A longer backlog is told as this.
+#: Counting reads the index: 0.1 s for this many. A longer backlog is reported as this number.
 COUNT_LIMIT = 100_000
 
-#: Their dates are read too, which is slower.
+#: The age of the oldest needs the documents, which is slower than the index.
 DATES_LIMIT = 10_000
-
-PENDING = {"state": {"$in": list(PENDING_STATES)}}
 
 OLDEST: list[dict[str, Any]] = [
     {"$match": PENDING},
@@ -46,10 +44,10 @@ async def measure_backlog(database: Database, collection: str) -> Backlog:
 
 async def measure_runway(database: Database, group: str) -> float | None:
     """
-    Seconds between the oldest entry of the oplog and the saved position: when none are left, the
-    position is lost. None where there is no position yet.
+    Seconds between the oldest entry of the oplog and the saved position, which is lost at 0.
 
-    Raises PyMongoError, as where the right to read `local.oplog.rs` is missing.
+    None when there is no position yet. Raises PyMongoError, for instance without the right to read
+    `local.oplog.rs`.
     """
     checkpoint = await database[CHECKPOINTS].find_one({"_id": group}, {"position.cluster_time": 1})
     saved = ((checkpoint or {}).get("position") or {}).get("cluster_time")

@@ -2,14 +2,14 @@
 The position of a relay group, and the epoch that fences it.
 
     {_id: group, epoch, owner, led_since,
-     settled,                       how many events this group has settled, across epochs
+     settled,                       number of events this group has settled, across epochs
      position: {token, cluster_time},
-     pipeline,                      what the token belongs to
-     handover: {reason, since},     while what is pending is being published
-     last_wish}                     the operation that a leader of this group carried out last
+     pipeline,                      the pipeline of the token's change stream
+     handover: {reason, since},     during a resync
+     last_wish}                     the operator request that a leader of this group executed last
 
-Every write matches the epoch of who makes it, and `settled` or the cluster time must grow: neither
-a deposed leader nor a late write of our own can take the position back.
+Every write matches the writer's epoch, and `settled` or the cluster time must grow: neither a
+deposed leader nor a late write of the current one can move the position back.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Deposed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """token: None right after a hand-over, when the stream starts at a moment."""
+    """token: None right after a resync, when the stream starts at `cluster_time`."""
 
     token: Mapping[str, Any] | None
     cluster_time: Timestamp
@@ -50,7 +50,7 @@ class Checkpoint:
     epoch: int
     settled: int
     position: Position | None
-    handover_reason: str | None
+    resync_reason: str | None
     led_since: datetime
 
     @classmethod
@@ -58,10 +58,10 @@ class Checkpoint:
         cls, database: Database, *, group: str, owner: str, pipeline: str
     ) -> "Checkpoint":
         """
-        Take the next epoch, whatever went before, and the position that stands in it.
+        Take the next epoch unconditionally, and read the stored position.
 
         A new document starts from the time in seconds, so that its epochs are higher than those
-        of a document that somebody has deleted.
+        of a document that was deleted.
         """
         first_epoch = {"$toLong": {"$divide": [{"$toLong": "$$NOW"}, 1000]}}
         document = await database[CHECKPOINTS].find_one_and_update(
@@ -87,18 +87,18 @@ class Checkpoint:
             epoch=document["epoch"],
             settled=document["settled"],
             position=position,
-            handover_reason=_handover_reason(document, pipeline),
+            resync_reason=_resync_reason(document, pipeline),
             led_since=document["led_since"],
         )
 
-    async def begin_handover(self, reason: str) -> None:
-        """The position is void until what is pending has been settled. Raises Deposed."""
-        self.handover_reason = reason
+    async def begin_resync(self, reason: str) -> None:
+        """Invalidate the position until the pending events are settled. Raises Deposed."""
+        self.resync_reason = reason
         await self._write({}, {"handover": {"reason": reason, "since": datetime.now(UTC)}})
 
-    async def end_handover(self, position: Position, pipeline: str) -> None:
-        """Everything that was pending at this position is settled. Raises Deposed."""
-        self.handover_reason, self.position = None, position
+    async def end_resync(self, position: Position, pipeline: str) -> None:
+        """All events pending at this position are settled; save it. Raises Deposed."""
+        self.resync_reason, self.position = None, position
         under_way = {"handover": {"$ne": None}}
         await self._write(
             under_way, {"handover": None, "pipeline": pipeline, **_position_fields(position)}
@@ -106,8 +106,9 @@ class Checkpoint:
 
     async def save(self, *, settled: int, position: Position | None) -> None:
         """
-        So many events are settled, up to this position; None leaves it (during a hand-over).
+        Save the number of settled events and the position behind them.
 
+        position: None leaves the stored one, as during a resync.
         May be repeated after an error. Raises Deposed.
         """
         grows: dict[str, Any] = {"settled": {"$lt": settled}}
@@ -127,12 +128,12 @@ class Checkpoint:
         result = await checkpoints.update_one(
             {**mine, **condition}, {"$set": {**fields, "saved_at": datetime.now(UTC)}}
         )
-        # nothing matched: already written by a try whose answer was lost, or not ours any more
+        # nothing matched: written by an earlier try whose reply was lost, or a newer epoch exists
         if not result.matched_count and not await checkpoints.find_one(mine, {"_id": 1}):
             raise Deposed(f"the position of group {self.group!r} has a newer epoch")
 
 
-def _handover_reason(document: Mapping[str, Any], pipeline: str) -> str | None:
+def _resync_reason(document: Mapping[str, Any], pipeline: str) -> str | None:
     if document.get("handover"):
         return UNFINISHED
     if not document.get("position"):

@@ -1,8 +1,8 @@
 """
-Keys whose events wait in MongoDB: which may be tried again, and what its first event is.
+Keys whose events wait in MongoDB: which may be retried, and the first event of each.
 
-Memory holds the keys only; the events are looked up when their turn comes. A key is free again
-when MongoDB holds none of its events and none is on its way there.
+Memory holds the keys only; an event is read when it may be released. A key is free again when
+MongoDB holds none of its events and the window has none left to write.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from bson.errors import InvalidBSON
+from loguru import logger
 
 from outbox.state import State
 from relay.window import Entry, Fate
@@ -18,28 +19,28 @@ from runtime.mongo import ANY_WRITER, Database, aggregate
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
 
-#: Somebody else may write these states into a document; only a leader gives it a place.
+#: A writer may insert a document with these states; only a leader sets these fields.
 NUMBER = {"$type": "number"}
 HELD_BY_US = {"held_key": {"$type": "string"}, "ordinal": NUMBER}
 
-#: How often to look whether a person has decided about a parked event; doubles up to a minute.
-FIRST_LOOK_SECONDS = 1.0
-LOOK_CAP_SECONDS = 60.0
+#: Interval of checks whether an operator has decided about a parked event; doubles to the cap.
+FIRST_PARKED_POLL_SECONDS = 1.0
+PARKED_POLL_CAP_SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class HeldKey:
     """
     routing_key: of its first event; None when not known yet.
-    going: its first event is on its way to the broker.
-    looks: how often its first event was found parked.
-    noted: how many of its events were held in this term.
+    in_flight: its first event was sent, and its fate is not saved yet.
+    parked_polls: how often its first event was found parked.
+    noted: number of its events that were held in this term.
     """
 
     routing_key: str | None
     due_at: float = 0.0
-    going: bool = False
-    looks: int = 0
+    in_flight: bool = False
+    parked_polls: int = 0
     noted: int = 0
 
 
@@ -50,9 +51,9 @@ class HeldKeys:
 
     async def load(self) -> int:
         """
-        What earlier leaders held; each key is tried as soon as this one is ready.
+        Load the keys that earlier leaders held; each is due immediately.
 
-        The highest ordinal among them: what is held from now on stands behind it.
+        Returns the highest ordinal among their events, 0 without any: later ones must be higher.
         """
         pipeline: Sequence[dict[str, Any]] = [
             {"$match": {**HELD_BY_US, "state": {"$in": WAITING_STATES}}},
@@ -64,40 +65,40 @@ class HeldKeys:
             highest = max(highest, group["highest"])
         return highest
 
-    def note_settled(self, entries: Iterable[Entry]) -> None:
-        """Take note of what is about to be written."""
+    def note_saved(self, entries: Iterable[Entry]) -> None:
+        """Register the keys that these hold; a released event's key may release its next one."""
         for entry in entries:
             if entry.fate in {Fate.HELD, Fate.PARKED}:
                 routing_key = entry.event.routing_key if entry.event else None
                 held = self.keys.setdefault(entry.key, HeldKey(routing_key))
                 held.noted += 1
-
-    def note_written(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            if entry.in_order:
-                continue
-            held = self.keys[entry.key]
-            held.going = False
-            if entry.fate is Fate.PUBLISHED:
-                held.routing_key = None
+            if not entry.in_order:
+                held = self.keys[entry.key]
+                held.in_flight = False
+                if entry.fate is Fate.PUBLISHED:
+                    held.routing_key = None
+            elif entry.fate is Fate.HELD:
+                logger.info(
+                    "event.held", event_id=str(entry.id), key=entry.key, reason=entry.reason
+                )
 
     def due(self, may_go: Callable[[str], bool]) -> Iterator[str]:
-        """Keys whose first event may be tried now; `may_go` is asked about its routing key."""
+        """Keys whose first event may be sent now; `may_go` decides by its routing key."""
         now = monotonic()
         for key, held in list(self.keys.items()):
-            if held.going or held.due_at > now:
+            if held.in_flight or held.due_at > now:
                 continue
             if held.routing_key is None or may_go(held.routing_key):
                 yield key
 
     async def first_of(self, key: str) -> dict[str, Any] | None:
-        """The event of this key whose turn it is, or None when none is left."""
+        """The next event of this key; None when none is left."""
         waiting = {"held_key": key, "ordinal": NUMBER, "state": {"$in": WAITING_STATES}}
         first: list[tuple[str, int]] = [("ordinal", 1)]
         try:
             document: dict[str, Any] | None = await self._outbox.find_one(waiting, sort=first)
         except InvalidBSON:
-            # nobody can publish it, but its state can be read
+            # it cannot be published, but its state can be read
             document = await self._outbox.find_one(waiting, {"state": 1, "ordinal": 1}, sort=first)
         return document
 
@@ -109,17 +110,19 @@ class HeldKeys:
         )
         return document
 
-    def look_now(self, key: str) -> None:
+    def make_due(self, key: str) -> None:
         held = self.keys[key]
-        held.due_at, held.looks, held.routing_key = 0.0, 0, None
+        held.due_at, held.parked_polls, held.routing_key = 0.0, 0, None
 
-    def let_go(self, key: str, routing_key: str) -> None:
-        """Its first event is on its way."""
+    def mark_in_flight(self, key: str, routing_key: str) -> None:
+        """Its first event is being sent."""
         held = self.keys[key]
-        held.routing_key, held.going, held.looks = routing_key, True, 0
+        held.routing_key, held.in_flight, held.parked_polls = routing_key, True, 0
 
     def postpone(self, key: str) -> None:
-        """A person has to decide about its first event; look again later."""
+        """Its first event is parked and needs an operator's decision; check again later."""
         held = self.keys[key]
-        held.due_at = monotonic() + min(FIRST_LOOK_SECONDS * 2.0**held.looks, LOOK_CAP_SECONDS)
-        held.looks = min(held.looks + 1, 16)
+        held.due_at = monotonic() + min(
+            FIRST_PARKED_POLL_SECONDS * 2.0**held.parked_polls, PARKED_POLL_CAP_SECONDS
+        )
+        held.parked_polls = min(held.parked_polls + 1, 16)

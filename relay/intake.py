@@ -1,5 +1,5 @@
 """
-An entry for each document that was read, whatever stands in it.
+Turns each document that was read into an entry, whatever its content.
 
 Pure: what cannot be published becomes an entry without an event, never an exception, because one
 bad document must not stop the stream.
@@ -22,7 +22,7 @@ MALFORMED = "undecodable: the document holds BSON that contradicts itself"
 
 
 def entry_of(document: Document, *, ordinal: int, position: Position | None) -> Entry:
-    """position: where the stream stands behind the document; None when it did not come from it."""
+    """position: where the stream stands behind the document; None when it was not read from it."""
     if isinstance(document, Undecodable):
         return _unfit(document, ordinal, position, MALFORMED)
     try:
@@ -37,7 +37,7 @@ def entry_of(document: Document, *, ordinal: int, position: Position | None) -> 
 
 
 def is_addressable(document_id: Any) -> bool:
-    """Whether a query can name this document: text that is no UTF-8 cannot be written back."""
+    """Whether a query can name this document: text that is not UTF-8 cannot be encoded again."""
     try:
         bson.encode({"_id": document_id}, codec_options=ANY_WRITER)
     except (ValueError, BSONError):

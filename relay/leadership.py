@@ -5,9 +5,9 @@ Who leads: the lock elects, the epoch fences.
        ^                                                                                       │
        └───────────────────────────────────────────────────────────────────────────────────────┘
 
-The lock is an exclusive queue on the connection that publishes, so who loses the right to publish
-loses the lock, and the other way round. RabbitMQ frees it within milliseconds of a leader's death,
-and within three heartbeats of a freeze. While the broker is away nobody leads.
+The lock is an exclusive queue on the connection that publishes, so a relay
+that loses one loses both. RabbitMQ frees it within milliseconds of a leader's death,
+and within three heartbeats of a freeze. While the broker is away no relay leads.
 
 The lock may be held twice in a broken cluster, so it is not the truth: every write to MongoDB
 matches the epoch, and the higher one wins.
@@ -28,11 +28,11 @@ STANDBY_POLL_SECONDS = 0.75
 
 
 class StandbyLost(BrokerGone):
-    """The connection was lost while it waited for the lock: the broker had taken us in."""
+    """The connection, accepted before, was lost while waiting for the lock."""
 
 
 class Stopped(Exception):
-    """The wish to stop came before the lock did."""
+    """A stop was requested before the lock was free."""
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def hold_lock(
     """
     A connection that holds the group's lock queue; closing it frees the lock.
 
-    Raises Stopped, BrokerGone (StandbyLost where it had been made) or BrokerRefused.
+    Raises Stopped, BrokerRefused, or BrokerGone (StandbyLost once the connection was accepted).
     """
     connection = await connect(
         settings.rabbitmq_url.get_secret_value(),

@@ -1,8 +1,8 @@
 """
-What the leader writes into outbox documents: published, held, parked.
+What the leader writes into outbox documents: published, held, parked, discarded.
 
-Each write is refused where a newer epoch has written before, so a deposed leader's late word never
-stands over its successor's.
+Each write skips documents that a newer epoch has marked, so a deposed leader's late write never
+overwrites its successor's.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, 
 
 DOCUMENT_VALIDATION_FAILURE = 121
 
-#: What a mark may set; a validator of an application's own has to allow them.
-NOTED_FIELDS = (
+#: Fields that marks set; an application's own validator has to allow them.
+MARK_FIELDS = (
     *("state", "reason", "published_at", "settled_at", "retry_at", "expire_at"),
     *("held_key", "ordinal", "relay_epoch"),
 )
@@ -38,12 +38,12 @@ class Marks:
 
     async def write(self, entries: Sequence[Entry], pause_seconds: Callable[[str], float]) -> None:
         """
-        Write down the fate of each entry; may be repeated after an error.
+        Mark each entry with its fate; may be repeated after an error.
 
-        Raises UnsuitableServer where the right to update the outbox is missing, or the outbox has a
-        validator of its own that refuses the marks, and we may not pass it by.
+        pause_seconds: seconds until a routing key may be sent to again; becomes `retry_at`.
 
-        pause_seconds: how long nothing goes to a routing key; a held event is not tried before.
+        Raises UnsuitableServer without the right to update the outbox, or when the outbox has a
+        validator that refuses the marks and the relay may not bypass it.
         """
         now = datetime.now(UTC)
         writes: list[UpdateOne | UpdateMany] = []
@@ -51,7 +51,7 @@ class Marks:
         if published:
             writes.append(self._mark_published(published, now))
         writes += [
-            self._keep(entry, now, pause_seconds)
+            self._mark_waiting(entry, now, pause_seconds)
             for entry in entries
             if entry.fate in {Fate.HELD, Fate.PARKED} and is_addressable(entry.id)
         ]
@@ -67,20 +67,20 @@ class Marks:
             raise with_remedy(error) from error
 
     async def _write_past_validator(self, writes: Sequence[UpdateOne | UpdateMany]) -> None:
-        """The validator is about what writers append; a mark that fails would be a repeat."""
+        """A validator is for writers; an event without its mark would be published again."""
         try:
             await self._outbox.bulk_write(writes, ordered=False, bypass_document_validation=True)
         except OperationFailure as error:
             if error.code != UNAUTHORIZED:
                 raise
             raise UnsuitableServer(
-                f"the validator of {self._outbox.name} refuses what the relay notes in events:"
-                f" allow {', '.join(NOTED_FIELDS)} in it, or grant the relay"
+                f"the validator of {self._outbox.name} refuses the fields the relay sets in events:"
+                f" allow {', '.join(MARK_FIELDS)} in it, or grant the relay"
                 " bypassDocumentValidation on the collection"
             ) from error
 
     async def settled_among(self, ids: Sequence[Any]) -> set[Any]:
-        """Which of these an earlier leader has settled already."""
+        """The ids among these that an earlier leader has settled."""
         cursor = self._outbox.find(
             {"_id": {"$in": list(ids)}, "state": {"$in": SETTLED_STATES}}, {"_id": 1}
         )
@@ -90,11 +90,11 @@ class Marks:
         await self._set(event_id, {"state": State.PARKED.value, "reason": reason})
 
     async def release(self, event_id: Any) -> bool:
-        """A parked event is tried again like a held one; false where a newer epoch has it."""
+        """Make a parked event held; False when a newer epoch has marked it."""
         return await self._set(event_id, {"state": State.HELD.value})
 
     async def discard(self, event_id: Any) -> bool:
-        """It is given up; final, and kept. False where a newer epoch has it."""
+        """Give the event up, finally; it is kept. False when a newer epoch has marked it."""
         return await self._set(event_id, {"state": State.DISCARDED.value})
 
     async def _set(self, event_id: Any, fields: dict[str, Any]) -> bool:
@@ -116,7 +116,7 @@ class Marks:
             {"_id": {"$in": ids}, **self._not_newer()}, {"$set": fields, "$unset": kept}
         )
 
-    def _keep(
+    def _mark_waiting(
         self, entry: Entry, now: datetime, pause_seconds: Callable[[str], float]
     ) -> UpdateOne:
         fields = {

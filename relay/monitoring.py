@@ -1,4 +1,4 @@
-"""The relay's pages: what it reports of itself, and what is looked up beside its work."""
+"""The relay's monitoring pages: its own report, and what is polled beside its work."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ from runtime.monitoring import monitored
 from runtime.shutdown import Stop
 
 PING_SECONDS = 2.0
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -26,12 +26,12 @@ async def monitored_relay(
         backlog = monitor.poll(
             "the backlog",
             lambda: measure_backlog(database, settings.outbox_collection),
-            every_seconds=LOOK_SECONDS,
+            every_seconds=POLL_SECONDS,
         )
         runway = monitor.poll(
             "the oplog",
             lambda: measure_runway(database, settings.relay_group),
-            every_seconds=LOOK_SECONDS,
+            every_seconds=POLL_SECONDS,
         )
 
         def epoch() -> float | None:
@@ -52,25 +52,25 @@ async def monitored_relay(
             "relay_leading", "1 for the leader", lambda: float(report.leadership is not None)
         )
         monitor.gauge("relay_epoch", "the leader's epoch", epoch)
-        monitor.gauge("relay_in_flight", "messages whose confirm is awaited", in_flight)
+        monitor.gauge("relay_in_flight", "messages that are not confirmed yet", in_flight)
         monitor.gauge(
             "relay_lag_seconds",
-            "the age of what the leader has seen to: its last settled event, or an empty batch",
+            "the age of the leader's last settled event or empty read, whichever is newer",
             lambda: report.lag_seconds,
         )
         monitor.gauge(
             "relay_pending",
-            f"events not settled, every {LOOK_SECONDS:g} s; counted to {COUNT_LIMIT}",
+            f"events not settled, polled every {POLL_SECONDS:g} s; counted up to {COUNT_LIMIT}",
             pending,
         )
         monitor.gauge(
             "relay_pending_oldest_age_seconds",
-            "the age of the oldest of them, by `created_at`",
+            "the age of the oldest pending event, by `created_at`",
             oldest_age_seconds,
         )
         monitor.gauge(
             "relay_oplog_runway_seconds",
-            "from the oldest entry of the oplog to the saved position, which is lost at 0",
+            "from the oldest oplog entry to the saved position, which is lost at 0",
             lambda: runway.value,
         )
         monitor.ready_when(lambda: "it is stopping" if stop.requested else None)

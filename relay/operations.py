@@ -1,12 +1,12 @@
 """
-What an operator asks of the relay, and what came of it; one document each, kept for ever.
+Operator requests to the relay and their results; one document each, never deleted.
 
     {_id, group, what: release | discard | reset_position, event_id, who, why, asked_at,
      carried_out_at, result}
 
-Releasing and discarding are wishes: the leader carries them out, because only it knows what is in
-flight. Without a leader they wait for one. Resetting the position is done at once; it takes the
-next epoch, so a leader that runs notices, and begins anew with a hand-over.
+Release and discard are executed by the leader, because only it knows what is in flight. Without a
+leader they wait for one. A reset of the position is executed at once: it takes the next epoch, so a
+running leader is deposed and starts over with a resync.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ LISTED_FIELDS = (
 WAITING = {"state": {"$in": WAITING_STATES}}
 
 
-class Wish(StrEnum):
+class RequestKind(StrEnum):
     RELEASE = "release"
     DISCARD = "discard"
 
@@ -51,8 +51,9 @@ RESET_POSITION = "reset_position"
 
 async def list_waiting(database: Database, collection: str, limit: int) -> list[dict[str, Any]]:
     """
-    Held and parked events, those of one key together and in order: what the relay has noted, and
-    nothing that a writer wrote but their type and where they were to go.
+    Held and parked events, in order within each key.
+
+    Only LISTED_FIELDS: the relay's own, and of the writer's those without payload and headers.
     """
     outbox = database.get_collection(collection, codec_options=ANY_WRITER)
     cursor = outbox.find(
@@ -69,12 +70,12 @@ async def ask(
     database: Database,
     collection: str,
     group: str,
-    wish: Wish,
+    kind: RequestKind,
     event_ids: Sequence[str],
     operator: Operator,
 ) -> list[str]:
     """
-    Record a wish for each event; the wishes' ids.
+    Record a request for each event; returns the requests' ids.
 
     Raises NothingToDo, naming every event that is not held or parked; then none is recorded.
     """
@@ -82,24 +83,26 @@ async def ask(
     found: list[Any] = []
     refused: list[str] = []
     for event_id in dict.fromkeys(event_ids):
-        meant = {"_id": {"$in": _readings(event_id)}}
+        meant = {"_id": {"$in": _possible_ids(event_id)}}
         waiting = await outbox.find_one(meant | WAITING, {"_id": 1})
         if waiting is None:
-            refused.append(f"{event_id} is {_standing(await outbox.find_one(meant, {'state': 1}))}")
+            refused.append(f"{event_id} is {_state_of(await outbox.find_one(meant, {'state': 1}))}")
         else:
             found.append(waiting["_id"])
     if refused:
         raise NothingToDo(f"neither held nor parked: {', '.join(refused)}; nothing was changed")
-    wishes = [operation(wish.value, operator, group=group, event_id=event_id) for event_id in found]
-    await _operations(database).insert_many(wishes)
-    return [recorded["_id"] for recorded in wishes]
+    requests = [
+        operation(kind.value, operator, group=group, event_id=event_id) for event_id in found
+    ]
+    await _operations(database).insert_many(requests)
+    return [request["_id"] for request in requests]
 
 
 async def reset_position(database: Database, group: str, operator: Operator) -> int:
     """
-    Make whoever leads, or will, begin with a hand-over; the epoch that was taken for it.
+    Make the current or next leader start with a resync; returns the epoch taken for it.
 
-    Raises NothingToDo when the group has no position: its first start is a hand-over anyway.
+    Raises NothingToDo when the group has no position: its first start is a resync anyway.
     """
 
     async def write(session: Session) -> int:
@@ -132,34 +135,34 @@ async def reset_position(database: Database, group: str, operator: Operator) -> 
     return await in_transaction(database.client, write)
 
 
-async def open_wishes(database: Database, group: str) -> list[dict[str, Any]]:
-    """What the leader has yet to carry out, in the order in which it was asked for."""
+async def open_requests(database: Database, group: str) -> list[dict[str, Any]]:
+    """Requests that the leader has not executed yet, oldest first."""
     cursor = _operations(database).find(
         {"group": group, "carried_out_at": None}, sort=[("asked_at", 1)]
     )
-    wishes: list[dict[str, Any]] = await cursor.to_list(None)
-    return wishes
+    requests: list[dict[str, Any]] = await cursor.to_list(None)
+    return requests
 
 
-async def note_carried_out(
-    database: Database, group: str, wish_id: str, result: str, *, epoch: int
+async def record_result(
+    database: Database, group: str, request_id: str, result: str, *, epoch: int
 ) -> None:
     """
-    Say what came of a wish, once.
+    Record the result of a request; later calls for it change nothing.
 
-    Raises Deposed, as it is for a newer leader to say then, and CommitUnknown.
+    Raises Deposed, because then only the newer leader may record it, and CommitUnknown.
     """
 
     async def write(session: Session) -> None:
         await database[OPERATIONS].update_one(
-            {"_id": wish_id, "carried_out_at": None},
+            {"_id": request_id, "carried_out_at": None},
             {"$set": {"carried_out_at": datetime.now(UTC), "result": result}},
             session=session,
         )
-        # written and not only read, or a newer epoch could be taken beside this transaction; last,
-        # as whoever takes one waits for its end
+        # a write, because after a mere read a newer epoch could be taken during this transaction;
+        # last, because taking an epoch waits until the transaction ends
         fenced = await database[CHECKPOINTS].update_one(
-            {"_id": group, "epoch": epoch}, {"$set": {"last_wish": wish_id}}, session=session
+            {"_id": group, "epoch": epoch}, {"$set": {"last_wish": request_id}}, session=session
         )
         if not fenced.matched_count:
             raise Deposed(f"a newer epoch than {epoch} leads group {group!r}")
@@ -167,30 +170,30 @@ async def note_carried_out(
     await in_transaction(database.client, write)
 
 
-async def results_of(database: Database, wish_ids: Sequence[str]) -> dict[str, str | None]:
-    """Event id -> what came of the wish, in their order; None while it waits for a leader."""
-    cursor = _operations(database).find({"_id": {"$in": list(wish_ids)}})
-    wishes = {wish["_id"]: wish async for wish in cursor}
-    return {str(wishes[wish_id]["event_id"]): wishes[wish_id]["result"] for wish_id in wish_ids}
+async def results_of(database: Database, request_ids: Sequence[str]) -> dict[str, str | None]:
+    """Event id -> result, in the order of the ids; None until a leader has executed the request."""
+    cursor = _operations(database).find({"_id": {"$in": list(request_ids)}})
+    requests = {request["_id"]: request async for request in cursor}
+    return {str(requests[one]["event_id"]): requests[one]["result"] for one in request_ids}
 
 
 def _operations(database: Database) -> Any:
-    # ids of events stand in these documents as their writers made them
+    # these documents contain event ids of any type that a writer may use
     return database.get_collection(OPERATIONS, codec_options=ANY_WRITER)
 
 
-def _standing(event: dict[str, Any] | None) -> str:
+def _state_of(event: dict[str, Any] | None) -> str:
     if event is None:
         return "not in the outbox"
-    # anything else is a foreign writer's word, and not for a terminal
+    # any other state is a foreign writer's text, which must not reach a terminal
     return event["state"] if event.get("state") in list(State) else State.PENDING.value
 
 
-def _readings(event_id: str) -> list[Any]:
-    """What a person may have meant: ids are strings, ObjectIds or UUIDs."""
-    readings: list[Any] = [event_id]
+def _possible_ids(event_id: str) -> list[Any]:
+    """The ids that this text may stand for: ids are strings, ObjectIds or UUIDs."""
+    candidates: list[Any] = [event_id]
     with suppress(InvalidId):
-        readings.append(ObjectId(event_id))
+        candidates.append(ObjectId(event_id))
     with suppress(ValueError):
-        readings.append(Binary.from_uuid(UUID(event_id)))
-    return readings
+        candidates.append(Binary.from_uuid(UUID(event_id)))
+    return candidates

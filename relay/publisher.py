@@ -1,4 +1,4 @@
-"""Sends entries on a confirm channel, and turns what comes back into fates."""
+"""Publishes entries on a confirm channel, and turns confirms and returns into fates."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -12,34 +12,36 @@ from relay.report import Report
 from relay.window import PAUSED, Entry, Fate, Window
 from runtime.rabbit import AmqpChannel, BrokerGone, Unpublishable
 
-#: A broker that owes a confirm for so long, and has not said that it is blocked, is given up.
+#: The term ends when no confirm arrives for this long on a connection that is not blocked.
 CONFIRM_DEADLINE_SECONDS = 30.0
 
 FIRST_PAUSE_SECONDS = 1.0
 PAUSE_CAP_SECONDS = 60.0
 
-#: A routing key that has taken so many messages in a row without refusing one is sound again.
-SOUND_AFTER_MESSAGES = 512
+#: A routing key has recovered after this many messages in a row without a refusal.
+RECOVERED_AFTER_MESSAGES = 512
 
 
 @dataclass(slots=True)
-class Suspect:
+class RoutingKeyBackoff:
     """
-    A routing key whose message was refused or reached no queue: its queue is full or missing, so
-    the next message would fare no better. It is tried again after a pause, with one message, then
-    two, then four.
+    Slows down a routing key whose message was refused or reached no queue: its queue is full or
+    missing, so the next message would fail, too. It is retried after a pause, with one message,
+    then two, then four.
 
-    failures: pauses in a row; allowance: messages that may be out at once; out: those that are.
+    failures: pauses in a row.
+    allowance: maximum number of messages in flight at once.
+    in_flight: number of messages in flight.
     """
 
     paused_until: float
     failures: int = 1
     allowance: int = 1
-    out: int = 0
+    in_flight: int = 0
 
 
 class Publisher:
-    """wake: called whenever the fate of some entry has become known."""
+    """on_decided: called after the fate of some entry was decided."""
 
     def __init__(
         self,
@@ -47,14 +49,14 @@ class Publisher:
         exchange: str,
         window: Window,
         report: Report,
-        wake: Callable[[], None],
+        on_decided: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._exchange = exchange
         self._window = window
         self._report = report
-        self._wake = wake
-        self._suspects: dict[str, Suspect] = {}
+        self._on_decided = on_decided
+        self._backoffs: dict[str, RoutingKeyBackoff] = {}
         self._last_progress = monotonic()
 
     async def open(self) -> None:
@@ -64,31 +66,31 @@ class Publisher:
 
     @property
     def silent_seconds(self) -> float:
-        """How long the broker has owed a confirm."""
+        """Seconds since the last confirm while one is outstanding, otherwise 0."""
         return monotonic() - self._last_progress if self._window.in_flight_count else 0.0
 
     def may_go(self, routing_key: str) -> bool:
-        suspect = self._suspects.get(routing_key)
-        return suspect is None or (
-            suspect.paused_until <= monotonic() and suspect.out < suspect.allowance
+        backoff = self._backoffs.get(routing_key)
+        return backoff is None or (
+            backoff.paused_until <= monotonic() and backoff.in_flight < backoff.allowance
         )
 
     def pause_seconds(self, routing_key: str) -> float:
-        """How long nothing will be sent to this routing key."""
-        suspect = self._suspects.get(routing_key)
-        return 0.0 if suspect is None else max(0.0, suspect.paused_until - monotonic())
+        """Seconds until this routing key may be sent to again."""
+        backoff = self._backoffs.get(routing_key)
+        return 0.0 if backoff is None else max(0.0, backoff.paused_until - monotonic())
 
-    def forgive(self, routing_key: str | None) -> None:
-        """A person says that it is sound again."""
-        self._suspects.pop(routing_key or "", None)
+    def reset(self, routing_key: str | None) -> None:
+        """Send to this routing key again, as an operator asked."""
+        self._backoffs.pop(routing_key or "", None)
 
     def dispatch(self, entry: Entry) -> None:
-        """Send the entry, or hold it where its routing key may not go. Raises BrokerGone."""
+        """Send the entry, or hold it while its routing key is paused. Raises BrokerGone."""
         event = entry.event
         assert event is not None
         if not self.may_go(event.routing_key):
             self._window.hold(entry, PAUSED)
-            self._wake()
+            self._on_decided()
             return
         if not self._window.in_flight_count:
             self._last_progress = monotonic()
@@ -99,12 +101,12 @@ class Publisher:
             logger.error(
                 "event.parked", event_id=event.message_id, key=event.key, reason=str(reason)
             )
-            self._wake()
+            self._on_decided()
             return
         self._window.sent(entry)
         self._report.sent(entry)
-        if self._suspects and (suspect := self._suspects.get(event.routing_key)):
-            suspect.out += 1
+        if self._backoffs and (backoff := self._backoffs.get(event.routing_key)):
+            backoff.in_flight += 1
             entry.probe = True
 
     def _publish(self, event: Event) -> None:
@@ -120,22 +122,22 @@ class Publisher:
             must_route=event.must_route,
         )
 
-    def note_settled(self, entries: Iterable[Entry]) -> None:
-        """Trust a suspect routing key with more as it takes what it is given."""
-        if not self._suspects:
+    def note_saved(self, entries: Iterable[Entry]) -> None:
+        """Allow a slowed-down routing key twice as many messages after each one it accepts."""
+        if not self._backoffs:
             return
         for entry in entries:
             if not entry.probe or entry.event is None:
                 continue
-            suspect = self._suspects.get(entry.event.routing_key)
-            if suspect is None:
+            backoff = self._backoffs.get(entry.event.routing_key)
+            if backoff is None:
                 continue
-            suspect.out = max(0, suspect.out - 1)
+            backoff.in_flight = max(0, backoff.in_flight - 1)
             if entry.fate is Fate.PUBLISHED:
-                suspect.failures = 0
-                suspect.allowance *= 2
-                if suspect.allowance > SOUND_AFTER_MESSAGES:
-                    del self._suspects[entry.event.routing_key]
+                backoff.failures = 0
+                backoff.allowance *= 2
+                if backoff.allowance > RECOVERED_AFTER_MESSAGES:
+                    del self._backoffs[entry.event.routing_key]
 
     def _on_confirm(self, delivery_tag: int, multiple: bool, accepted: bool) -> None:
         self._last_progress = monotonic()
@@ -145,11 +147,11 @@ class Publisher:
             self._report.failed(len(confirmed.failed), accepted=accepted)
         for entry in confirmed.failed:
             self._pause(entry)
-        # a closed channel ends the term; what is left unsent is read again by the next one
+        # a closed channel ends the term; the next term reads again what was not sent
         with suppress(BrokerGone):
             for entry in confirmed.ready:
                 self.dispatch(entry)
-        self._wake()
+        self._on_decided()
 
     def _on_return(self, message_id: str, code: int, text: str) -> None:
         self._window.returned(message_id, f"{code} {text}")
@@ -157,17 +159,17 @@ class Publisher:
     def _pause(self, entry: Entry) -> None:
         assert entry.event is not None
         routing_key = entry.event.routing_key
-        suspect = self._suspects.get(routing_key)
-        if suspect is None:
-            suspect = self._suspects[routing_key] = Suspect(paused_until=0.0, failures=0)
-        if suspect.paused_until > monotonic():
+        backoff = self._backoffs.get(routing_key)
+        if backoff is None:
+            backoff = self._backoffs[routing_key] = RoutingKeyBackoff(paused_until=0.0, failures=0)
+        if backoff.paused_until > monotonic():
             return
         pause_seconds = min(
-            FIRST_PAUSE_SECONDS * 2.0 ** min(suspect.failures, 16), PAUSE_CAP_SECONDS
+            FIRST_PAUSE_SECONDS * 2.0 ** min(backoff.failures, 16), PAUSE_CAP_SECONDS
         )
-        suspect.paused_until = monotonic() + pause_seconds
-        suspect.failures += 1
-        suspect.allowance = 1
+        backoff.paused_until = monotonic() + pause_seconds
+        backoff.failures += 1
+        backoff.allowance = 1
         logger.warning(
             "routing_key.paused",
             routing_key=routing_key,

@@ -1,8 +1,8 @@
 """
-What a relay tells about itself: what it counts, and whether it makes progress.
+The relay's own metrics, and whether it makes progress.
 
-The other files only note what happened; nothing here does any I/O or raises. Numbers grow by
-batches, and durations are taken of one event at a time, so that a fast stream pays next to nothing.
+The other files only report what happened; nothing here does I/O or raises. Counters grow by
+batches, and one event at a time is timed, so that the cost per event stays negligible.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from relay.checkpoint import Checkpoint
 from relay.window import Entry, Fate, Window
 from runtime.rabbit import Connection
 
-#: What keeps the relay waiting for longer is told; less happens to everybody.
+#: A longer wait is reported as a lack of progress; shorter ones are normal.
 PATIENCE_SECONDS = 5.0
 
 LATENCY_BUCKETS_SECONDS = (
@@ -27,7 +27,7 @@ LATENCY_BUCKETS_SECONDS = (
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
-    """What a leader works with; `silent_seconds`: how long the broker has owed a confirm."""
+    """What a leader works with; silent_seconds: see Publisher.silent_seconds."""
 
     checkpoint: Checkpoint
     window: Window
@@ -36,33 +36,35 @@ class Leadership:
 
 
 class Report:
-    """leadership: of the term under way; None while another relay leads, or none does."""
+    """leadership: of the current term; None while this relay does not lead."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, meaning: str) -> Counter:
             return Counter(f"relay_{name}", meaning, registry=registry)
 
-        self._published = counter("published", "events confirmed by the broker, and routed")
-        self._held = counter("held", "events held: refused, unroutable, or behind such a one")
-        self._parked = counter("parked", "events that cannot be published until a person acts")
+        self._published = counter("published", "events confirmed by the broker and routed")
+        self._held = counter(
+            "held", "events held: refused, unroutable, or behind a held event of their key"
+        )
+        self._parked = counter("parked", "events that cannot be published without an operator")
         self._returned = counter("returned", "messages that reached no queue")
         self._nacked = counter("nacked", "messages that the broker refused")
         self._repeats = counter(
             "repeats",
-            "events published that an earlier term may have published: committed before this term "
-            "began, and not marked; an upper bound",
+            "events that an earlier term may have published, too: committed before this term "
+            "and not marked; an upper bound",
         )
-        self._reconnects = counter("reconnects", "times that trouble made the relay begin anew")
+        self._reconnects = counter("reconnects", "restarts of the relay's loop after an error")
         self._confirm = Histogram(
             "relay_confirm_seconds",
-            "from publishing to the confirm, of one event at a time",
+            "from publishing to the confirm; one event at a time is measured",
             buckets=LATENCY_BUCKETS_SECONDS,
             registry=registry,
         )
         self._commit_to_confirm = Histogram(
             "relay_commit_to_confirm_seconds",
-            "from the commit, by MongoDB's clock, to the confirm, by the relay's; of one event at "
-            "a time",
+            "from the commit, by MongoDB's clock, to the confirm, by the relay's clock; one event "
+            "at a time is measured",
             buckets=LATENCY_BUCKETS_SECONDS,
             registry=registry,
         )
@@ -76,22 +78,22 @@ class Report:
         self.leadership, self._why_idle = leadership, None
 
     def stands_by(self) -> None:
-        """Another relay holds the lock, which the broker frees when that one dies."""
+        """Another relay holds the lock."""
         self._why_idle = None
 
-    def interrupted(self, trouble: str) -> None:
-        """Neither leading nor standing by, until the relay has begun anew."""
+    def interrupted(self, reason: str) -> None:
+        """An error ended the term or the standby; the relay starts over."""
         self._end_term()
         self._reconnects.inc()
-        self._why_idle = trouble
+        self._why_idle = reason
 
     def ended(self) -> None:
         self._end_term()
-        self._why_idle = "its leadership has ended"
+        self._why_idle = "its term of leadership has ended"
 
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """Where this takes long there is no progress."""
+        """`what` counts as a lack of progress once it takes more than PATIENCE_SECONDS."""
         self._waits[what] = monotonic()
         try:
             yield
@@ -103,7 +105,7 @@ class Report:
             self._sample = entry, monotonic()
 
     def confirmed(self) -> None:
-        """The fate of some entries has become known."""
+        """The fate of some entries was decided."""
         if self._sample is None or self._sample[0].fate is None:
             return
         entry, sent_at = self._sample
@@ -115,7 +117,7 @@ class Report:
                 self._commit_to_confirm.observe(age_seconds)
 
     def failed(self, count: int, *, accepted: bool) -> None:
-        """accepted: by a broker that found no queue for them."""
+        """accepted: the broker accepted the messages but found no queue for them."""
         (self._returned if accepted else self._nacked).inc(count)
 
     def settled(self, entries: Sequence[Entry]) -> None:
@@ -136,38 +138,38 @@ class Report:
             self._note_seen(newest.committed_at.timestamp())
 
     def parked_later(self) -> None:
-        """A held event that no longer fits was parked when its turn came."""
+        """A held event turned out to be unfit at its release and was parked."""
         self._parked.inc()
 
     def repeats(self, count: int) -> None:
         self._repeats.inc(count)
 
     def caught_up(self) -> None:
-        """Nothing has arrived, and nothing is on its way."""
+        """The last read was empty, and every event read before is settled."""
         self._note_seen(time())
 
     @property
     def lag_seconds(self) -> float | None:
-        """Now minus the newest of: nothing had arrived, the commit of the last settled event."""
+        """Seconds since the last empty read or the commit of the last settled event, if newer."""
         return None if self._seen_up_to is None else _age_seconds(self._seen_up_to)
 
     @property
     def why_no_progress(self) -> str | None:
-        """The reason in words; None while it leads and gets on, or stands by."""
+        """The reason in words; None while it stands by, or leads and makes progress."""
         leadership = self.leadership
         if leadership is None:
             return self._why_idle
         if leadership.connection.blocked:
-            return "RabbitMQ takes nothing: it is short of memory or of disk space"
+            return "RabbitMQ blocks publishing: it is short of memory or disk space"
         silent_seconds = leadership.silent_seconds()
         if silent_seconds > PATIENCE_SECONDS:
-            return f"RabbitMQ has owed a confirm for {silent_seconds:.0f} s"
+            return f"RabbitMQ has not confirmed a message for {silent_seconds:.0f} s"
         for what, since in self._waits.items():
             waited_seconds = monotonic() - since
             if waited_seconds > PATIENCE_SECONDS:
-                return f"{what} takes {waited_seconds:.0f} s already"
-        if leadership.checkpoint.handover_reason is not None:
-            return f"a hand-over is under way: {leadership.checkpoint.handover_reason}"
+                return f"{what} has taken {waited_seconds:.0f} s"
+        if leadership.checkpoint.resync_reason is not None:
+            return f"a resync is in progress: {leadership.checkpoint.resync_reason}"
         return None
 
     def _note_seen(self, moment: float) -> None:
@@ -179,5 +181,5 @@ class Report:
 
 
 def _age_seconds(moment: float) -> float:
-    # clocks of several machines: nothing is younger than now
+    # clocks of different machines: an age is never negative
     return max(0.0, time() - moment)

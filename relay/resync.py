@@ -1,9 +1,9 @@
 """
-The hand-over: publish what is pending, then tail the stream from the moment that was read.
+Resync: publish all pending events, then tail the stream from the time of that snapshot.
 
-One snapshot read shows everything committed up to its time T and nothing after it; the stream,
-started behind T, brings everything after. So there is no gap, whoever writes meanwhile. Used at the
-first start and whenever the position is lost; it publishes what is pending, and only that.
+A snapshot read returns everything committed up to its time T and nothing later; the stream, started
+behind T, returns everything later. So there is no gap, whatever is written meanwhile. Used at the
+first start and whenever the position is lost.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from bson import Timestamp
 from pymongo.errors import OperationFailure
 
-from outbox.state import PENDING_STATES
+from outbox.state import PENDING
 from relay.stream import BATCH_SIZE
 from runtime.batch_cursor import BatchCursor
 from runtime.mongo import Database, Document
@@ -22,8 +22,9 @@ SNAPSHOT_UNAVAILABLE = 246
 
 class SnapshotExpired(Exception):
     """
-    The server keeps a snapshot for minutes only, and has none of a collection that is not there;
-    begin anew, what is marked stays marked.
+    The server keeps a snapshot for minutes only, and has none for a missing collection.
+
+    Start over: events marked so far are not read again.
     """
 
 
@@ -31,13 +32,13 @@ async def read_pending(
     database: Database, collection: str
 ) -> AsyncGenerator[tuple[Sequence[Document], Timestamp]]:
     """
-    Batches of pending documents, those of one key in order, and the snapshot's time.
+    Batches of pending documents, in order within each key, with the snapshot's time.
 
-    At least one batch comes, so that the time is known. Raises SnapshotExpired.
+    Yields at least one batch, perhaps empty, so that the time is known. Raises SnapshotExpired.
     """
     command = {
         "find": collection,
-        "filter": {"state": {"$in": list(PENDING_STATES)}},
+        "filter": PENDING,
         "sort": {"seq": 1, "created_at": 1, "_id": 1},
         "readConcern": {"level": "snapshot"},
     }
@@ -46,7 +47,7 @@ async def read_pending(
         cursor, batch = await BatchCursor.open(database, command, batch_size=BATCH_SIZE)
         snapshot_time = batch.snapshot_time
         if snapshot_time is None:
-            raise SnapshotExpired("the outbox was dropped or renamed meanwhile")
+            raise SnapshotExpired("the outbox was dropped or renamed during the read")
         yield batch.documents, snapshot_time
         while not batch.exhausted:
             batch = await cursor.next_batch()

@@ -6,7 +6,7 @@ from runtime.settings import MongoSettings, MonitoringSettings, RabbitSettings
 
 
 class OutboxSettings(MongoSettings):
-    """What the commands need: no broker."""
+    """Settings of the commands, which need no broker."""
 
     outbox_collection: str = Field(
         default="outbox", min_length=1, description="the collection that holds the outbox"
@@ -15,7 +15,7 @@ class OutboxSettings(MongoSettings):
         default="relay",
         min_length=1,
         max_length=100,
-        description="relays of one group share a position; one of them leads, the others stand by",
+        description="relays of one group share a position: one leads, the others stand by",
     )
 
 
@@ -24,11 +24,13 @@ class RelaySettings(OutboxSettings, RabbitSettings, MonitoringSettings):
         default=1000,
         ge=1,
         le=100_000,
-        description="most events published beyond the saved position: what a crash may repeat",
+        description="maximum events published beyond the saved position: what a crash may repeat",
     )
     relay_window_bytes: int = Field(
-        default=8 * 1024 * 1024, ge=1024, description="the same bound in bytes of payload"
+        default=8 * 1024 * 1024,
+        ge=1024,
+        description="the same limit in bytes of payload",
     )
     relay_drain_seconds: float = Field(
-        default=10.0, gt=0, description="how long a stop waits for the confirms still out"
+        default=10.0, gt=0, description="seconds a stop waits for outstanding confirms"
     )

@@ -18,7 +18,7 @@ from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
 #: Marks and expiries are changes too, and must not come back as events. `_id` is the resume token
-#: and has to survive. A token belongs to its pipeline: changing this causes a hand-over.
+#: and has to survive. A token belongs to its pipeline: changing this causes a resync.
 STAGES: tuple[Mapping[str, Any], ...] = (
     {"$match": {"operationType": {"$in": ["insert", "invalidate"]}}},
     {"$project": {"operationType": 1, "clusterTime": 1, "wallTime": 1, "fullDocument": 1}},
@@ -28,7 +28,7 @@ PIPELINE = hashlib.sha256(json.dumps(STAGES).encode()).hexdigest()[:16]
 
 BATCH_SIZE = 1000
 
-#: Bounds empty reads only: how long a stop may have to wait for the read that is under way.
+#: Bounds empty reads only, and so how long a stop may wait for the read in progress.
 WAIT_MS = 500
 
 CHANGE_STREAM_HISTORY_LOST = 286
@@ -39,16 +39,16 @@ POSITION_LOST_CODES = {
     CHANGE_STREAM_FATAL: "the position's resume token was not found",
     INVALID_RESUME_TOKEN: "the position's resume token is not usable",
 }
-NOT_TAKEN = "the server does not take the position's resume token"
+NOT_TAKEN = "the server rejects the position's resume token"
 
 
 class PositionLost(Exception):
-    """The stream cannot go on from the position; a hand-over finds what is pending."""
+    """The stream cannot resume from the position; a resync is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """committed_at: by the server's clock."""
+    """committed_at: by the server's clock. position: behind this change."""
 
     document: Document
     position: Position
@@ -65,9 +65,9 @@ class Reading:
 
 class OutboxStream:
     """
-    Reads on through elections and lost cursors, from where it stood. Never cancel a read.
+    Survives elections and lost cursors: it resumes where it stopped. Never cancel a read.
 
-    Raises PositionLost, or whatever of MongoDB's errors will not pass by itself.
+    Raises PositionLost, and PyMongoError that is not transient.
     """
 
     def __init__(self, database: Database, collection: str, position: Position) -> None:
@@ -78,7 +78,7 @@ class OutboxStream:
         self._lost: str | None = None
 
     async def read(self, stop: Stop) -> Reading:
-        """What has arrived, at once, or nothing after half a second."""
+        """What has arrived, immediately, or nothing after WAIT_MS."""
         if self._lost is not None:
             raise PositionLost(self._lost)
         delays = growing_delays()
@@ -138,7 +138,7 @@ class OutboxStream:
 
 def cluster_time_of(token: Mapping[str, Any]) -> Timestamp | None:
     """
-    The cluster time inside a resume token; None when the token is of another make.
+    The cluster time inside a resume token; None when the token has another format.
 
     The server writes `_data` as a hexadecimal KeyString: the type byte of a timestamp, 0x82, then
     seconds and increment, four bytes each, big endian.
@@ -155,15 +155,15 @@ def cluster_time_of(token: Mapping[str, Any]) -> Timestamp | None:
 
 def _start(position: Position) -> dict[str, Any]:
     if position.token is None:
-        # the server begins with this moment, and all of it is behind the position
+        # the server includes this time, and the position is behind all changes of `cluster_time`
         behind = Timestamp(position.cluster_time.time, position.cluster_time.inc + 1)
         return {"startAtOperationTime": behind}
-    # like resumeAfter, and good for the token of an invalidate too
+    # like resumeAfter, but also accepts the token of an invalidate
     return {"startAfter": position.token}
 
 
 def _raise_when_lost(error: PyMongoError, *, resuming: bool) -> None:
-    """resuming: a token was handed in; servers have many codes for one that they cannot read."""
+    """resuming: a token was passed; servers reject an unreadable one with many different codes."""
     if not isinstance(error, OperationFailure):
         return
     reason = POSITION_LOST_CODES.get(error.code or 0)

@@ -1,8 +1,8 @@
 """
-The safety net: pending events that the position has passed. It should never find any.
+The safety net: pending events behind the saved position. It should never find any.
 
-No clock is asked. What is pending now was committed before now; if it is still pending when the
-position has passed that moment, the stream never brought it, or we lost it.
+No local clock is used. An event seen pending was committed before the server's current time; if it
+is still pending once the position has passed that time, the stream or the relay missed it.
 """
 
 from time import monotonic
@@ -10,15 +10,13 @@ from typing import Any
 
 from bson import Timestamp
 
-from outbox.state import PENDING_STATES
+from outbox.state import PENDING
 from relay.checkpoint import Position
 from relay.intake import is_addressable
 from runtime.mongo import ANY_WRITER, Database, Document
 
 SWEEP_SECONDS = 10.0
 SWEEP_LIMIT = 1000
-
-_PENDING = {"state": {"$in": list(PENDING_STATES)}}
 
 
 class Sweep:
@@ -30,7 +28,7 @@ class Sweep:
         self._due_at = monotonic()
 
     async def missed(self, position: Position) -> list[Document]:
-        """What was missed, in the order of its keys; nothing until the next look is due."""
+        """Missed events, in order within each key; empty until the next sweep is due."""
         if monotonic() < self._due_at:
             return []
         self._due_at = monotonic() + SWEEP_SECONDS
@@ -39,19 +37,19 @@ class Sweep:
             missed = await self._still_pending()
             self._seen_at = None
         if self._seen_at is None:
-            await self._look()
+            await self._note_pending()
         return missed
 
     async def _still_pending(self) -> list[Document]:
         cursor = self._outbox.find(
-            {"_id": {"$in": self._seen_ids}, **_PENDING}, sort=[("seq", 1), ("created_at", 1)]
+            {"_id": {"$in": self._seen_ids}, **PENDING}, sort=[("seq", 1), ("created_at", 1)]
         )
         documents: list[Document] = await cursor.to_list(None)
         return documents
 
-    async def _look(self) -> None:
-        cursor = self._outbox.find(_PENDING, {"_id": 1}, limit=SWEEP_LIMIT)
+    async def _note_pending(self) -> None:
+        cursor = self._outbox.find(PENDING, {"_id": 1}, limit=SWEEP_LIMIT)
         ids = [document["_id"] async for document in cursor]
         self._seen_ids = [event_id for event_id in ids if is_addressable(event_id)]
-        # asked after the look, so it is no earlier than any commit that was seen
+        # read after the query, so that it is not earlier than any commit the query saw
         self._seen_at = (await self._database.command("ping"))["operationTime"]

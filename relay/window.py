@@ -1,18 +1,18 @@
 """
-What has become of each event that was read: the window between reading and the saved position.
+The window: the fate of each event between its reading and the saved position.
 
     read ──> admit ──> send ──> confirmed ──┬─> PUBLISHED ─┐
                │         │                  └─> HELD ──────┤
-               │         └─ routing key paused ─> HELD ────┤ prefix ─> written ─> position saved
+               │         └─ routing key paused ─> HELD ────┤ prefix ─> marked ─> position saved
                ├─ key is held ──────────────────> HELD ────┤
                ├─ does not fit ─────────────────> PARKED ──┤
                └─ settled in an earlier term ───> KNOWN ───┘
 
-No I/O and no clock: the same calls give the same answers. Confirms come in any order; what is
-handed on for writing is always the contiguous prefix of events whose fate is known.
+Deterministic: no I/O and no clock. Confirms arrive in any order; only the contiguous prefix of
+decided events is taken for writing.
 
 One event of a key is in flight at a time. A later one waits for its predecessor's confirm, because
-nothing can call back a message that overtook one which the broker then refused.
+a message cannot be recalled once it has overtaken one that the broker then refuses.
 """
 
 from collections import Counter, deque
@@ -33,7 +33,7 @@ class Fate(Enum):
     KNOWN = "known"
 
 
-#: Why an event is held; operators query these words.
+#: Reasons for holding an event, stored in its document; operators query them.
 BEHIND = "behind_a_held_event"
 NACKED = "refused_by_the_broker"
 PAUSED = "routing_key_paused"
@@ -43,14 +43,14 @@ UNROUTABLE = "unroutable"
 @dataclass(slots=True, eq=False)
 class Entry:
     """
-    One event on its way.
+    One event between its reading and the saved position.
 
-    ordinal: its place among all events this relay group ever read.
-    position: where the stream stands behind it; None for what did not come from the stream.
-    committed_at: by MongoDB's clock; None for what did not come from the stream.
+    ordinal: its place among all events this relay group has read.
+    position: where the stream stands behind it; None when it was not read from the stream.
+    committed_at: by MongoDB's clock; None when it was not read from the stream.
     event: None when the document does not fit the contract; `reason` then says why.
-    in_order: counts for the position; a held event that is let go does not.
-    probe: was sent while its routing key was under suspicion.
+    in_order: counts for the position; False for a released event.
+    probe: was sent while its routing key had a backoff.
     """
 
     id: Any
@@ -71,7 +71,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """ready: entries whose turn it is now; failed: what was refused or reached no queue."""
+    """ready: entries that may be sent now; failed: entries refused, or returned as unroutable."""
 
     ready: list[Entry]
     failed: list[Entry]
@@ -80,7 +80,7 @@ class Confirmed:
 @dataclass(slots=True)
 class Window:
     """
-    messages_limit, bytes_limit: how much may be read beyond the last saved position.
+    messages_limit, bytes_limit: maximum read beyond the last saved position.
     held_keys: keys whose later events must wait in MongoDB.
     """
 
@@ -88,7 +88,7 @@ class Window:
     bytes_limit: int
     held_keys: set[str] = field(default_factory=set)
     _open: deque[Entry] = field(default_factory=deque)
-    _loose: list[Entry] = field(default_factory=list)
+    _released: list[Entry] = field(default_factory=list)
     _unsaved: int = 0
     _bytes: int = 0
     _next_tag: int = 1
@@ -105,30 +105,30 @@ class Window:
 
     @property
     def is_nearly_empty(self) -> bool:
-        """Whether nobody waits for room soon."""
+        """Whether the reader is far from waiting for room."""
         return len(self._open) + self._unsaved < self.messages_limit // 4
 
     @property
     def may_send(self) -> bool:
-        """Whether what is let go from MongoDB may go out beside what is in order."""
+        """Whether a held event may be released now."""
         return len(self._in_flight) < self.messages_limit
 
     @property
     def is_empty(self) -> bool:
-        return not (self._open or self._unsaved or self._in_flight or self._loose)
+        return not (self._open or self._unsaved or self._in_flight or self._released)
 
     @property
     def in_flight_count(self) -> int:
         return len(self._in_flight)
 
     def admit(self, entry: Entry) -> bool:
-        """Take in the next event; true when it is to be sent now."""
+        """Append the next event; True when it is to be sent now."""
         self._open.append(entry)
         self._bytes += entry.size_bytes
         if entry.fate is not None:
             return False
         if entry.event is None:
-            # it can never go; what follows on its key waits for a person
+            # it can never be sent; later events of its key wait for an operator
             entry.fate = Fate.PARKED
             self._block(entry.key)
             return False
@@ -142,37 +142,37 @@ class Window:
         return True
 
     def sent(self, entry: Entry) -> None:
-        """The entry was published: it has the channel's next delivery tag."""
+        """The entry was sent: it has the channel's next delivery tag."""
         self._in_flight[self._next_tag] = entry
         self._next_tag += 1
         if entry.in_order:
             self._queues.setdefault(entry.key, deque())
 
     def hold(self, entry: Entry, reason: str) -> None:
-        """The entry cannot go now: it and what waits behind it go to MongoDB instead."""
-        self._keep_back(entry, Fate.HELD, reason)
+        """Hold the entry, and what waits behind it, in MongoDB: it cannot be sent now."""
+        self._hold_back(entry, Fate.HELD, reason)
 
     def park(self, entry: Entry, reason: str) -> None:
-        """The entry can never go, as its sending has shown; what waits behind it is held."""
-        self._keep_back(entry, Fate.PARKED, reason)
+        """Park the entry: it can never be sent. What waits behind it is held."""
+        self._hold_back(entry, Fate.PARKED, reason)
 
     def has_unwritten(self, key: str) -> bool:
-        """Whether events of this key are on their way to being held or parked in MongoDB."""
+        """Whether held or parked events of this key are not saved yet."""
         return key in self._unwritten
 
     def free(self, key: str) -> bool:
-        """MongoDB holds nothing of this key; false where more is on its way there."""
+        """Unblock a key of which MongoDB holds nothing; False when more is about to be written."""
         if self.has_unwritten(key):
             return False
         self.held_keys.discard(key)
         return True
 
     def returned(self, message_id: str, reason: str) -> None:
-        """The broker found no queue for it; a return always comes before its own confirm."""
+        """The broker found no queue for it; a return always precedes the message's confirm."""
         self._returned[message_id] = reason
 
     def confirmed(self, delivery_tag: int, *, multiple: bool, accepted: bool) -> Confirmed:
-        """Settle what the confirm covers."""
+        """Decide the fate of every entry the confirm covers."""
         outcome = Confirmed([], [])
         for tag in self._covered(delivery_tag, multiple):
             entry = self._in_flight.pop(tag)
@@ -190,20 +190,20 @@ class Window:
 
     def take_settled(self) -> list[Entry]:
         """
-        The contiguous prefix whose fate is known, and held events that were let go.
+        The contiguous decided prefix, and decided released events.
 
-        It fills the window until `saved` is called for it.
+        They occupy the window until `saved` is called for them.
         """
         settled: list[Entry] = []
         while self._open and self._open[0].fate is not None:
             settled.append(self._open.popleft())
-        settled += self._loose
-        self._loose = []
+        settled += self._released
+        self._released = []
         self._unsaved += len(settled)
         return settled
 
     def saved(self, entries: Iterable[Entry]) -> None:
-        """These are written, and the position is behind them."""
+        """These are marked, and the position is saved behind them."""
         for entry in entries:
             self._unsaved -= 1
             if not entry.in_order:
@@ -227,7 +227,7 @@ class Window:
     def _publish(self, entry: Entry, ready: list[Entry]) -> None:
         entry.fate = Fate.PUBLISHED
         if not entry.in_order:
-            self._loose.append(entry)
+            self._released.append(entry)
             return
         queue = self._queues.get(entry.key)
         if queue:
@@ -235,10 +235,10 @@ class Window:
         else:
             self._queues.pop(entry.key, None)
 
-    def _keep_back(self, entry: Entry, fate: Fate, reason: str) -> None:
+    def _hold_back(self, entry: Entry, fate: Fate, reason: str) -> None:
         entry.fate, entry.reason = fate, reason
         if not entry.in_order:
-            self._loose.append(entry)
+            self._released.append(entry)
             return
         self._block(entry.key)
         for waiting in self._queues.pop(entry.key, ()):

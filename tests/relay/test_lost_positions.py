@@ -20,10 +20,10 @@ BURST_COUNT = 20_000
 BURST_KEYS_COUNT = 500
 
 
-def check_handed_over(relay: OurProcess, *, reason: str, published: int) -> None:
+def check_resynced(relay: OurProcess, *, reason: str, published: int) -> None:
     """It began once, for this reason, and published so many."""
-    relay.wait_log("handover.ended")
-    ended = [line for line in relay.output().splitlines() if '"message":"handover.ended"' in line]
+    relay.wait_log("resync.completed")
+    ended = [line for line in relay.output().splitlines() if '"message":"resync.completed"' in line]
     assert len(ended) == 1
     assert reason in ended[0]
     assert f'"published":{published}' in ended[0]
@@ -44,7 +44,7 @@ def test_a_position_that_fell_out_of_the_oplog(
         roll_oplog(world)
         relay = run_process("relay", "run", environment=world.environment)
         world.wait_all_published()
-        check_handed_over(relay, reason="(286)", published=7)
+        check_resynced(relay, reason="(286)", published=7)
         assert world.check_arrivals(world.drain()) == 0
         world.close()
     finally:
@@ -84,7 +84,7 @@ def test_a_position_that_the_server_does_not_accept(
         world.database["checkpoints"].update_one({}, {"$set": {"position.token": token}})
         relay = start_relay()
         world.wait_all_published()
-        check_handed_over(relay, reason=reason, published=3)
+        check_resynced(relay, reason=reason, published=3)
     assert world.check_arrivals(world.drain()) == 0
 
 
@@ -95,13 +95,13 @@ def test_a_position_that_the_server_calls_invalid(
     relay = start_relay()
     former = world.append(5)
     world.wait_all_published()
-    said = relay.wait_log("handover.ended")
+    said = relay.wait_log("resync.completed")
     refusal = {"failCommands": ["getMore"], "errorCode": 260, "appName": "relay"}
     world.client.admin.command(
         {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": refusal}
     )
     relay.wait_log("is not usable (260)", after=said)
-    relay.wait_log("handover.ended", after=said)
+    relay.wait_log("resync.completed", after=said)
     later = world.append(4)
     world.wait_all_published()
     assert sorted(arrival.message_id for arrival in world.drain()) == sorted(former + later)
@@ -129,19 +129,19 @@ def test_a_renamed_outbox(world: OutboxWorld, start_relay: StartRelay) -> None:
     former = world.append(5)
     world.wait_all_published()
     world.outbox.rename("former")
-    said = relay.wait_log("handover.ended")
+    said = relay.wait_log("resync.completed")
     later = world.append(4)
     world.wait_all_published()
     relay.wait_log("dropped or renamed", after=said)
     assert sorted(arrival.message_id for arrival in world.drain()) == sorted(former + later)
 
 
-def test_a_handover_that_was_killed_is_begun_anew_by_a_successor(
+def test_a_successor_repeats_a_resync_that_was_killed(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     world.append(4000)
     relay = start_relay()
-    wait_until(lambda: settled(world) > 500, "the hand-over is under way")
+    wait_until(lambda: settled(world) > 500, "the resync is in progress")
     relay.kill()
     world.wait_relays_gone()
     assert world.checkpoint()["handover"]["reason"] == "first_start"
@@ -149,7 +149,7 @@ def test_a_handover_that_was_killed_is_begun_anew_by_a_successor(
     later = world.append(1)
     successor = start_relay()
     world.wait_all_published()
-    check_handed_over(successor, reason="unfinished_handover", published=pending + len(later))
+    check_resynced(successor, reason="unfinished_handover", published=pending + len(later))
     assert world.check_arrivals(world.drain()) <= WINDOW
 
 
@@ -168,7 +168,7 @@ def test_a_relay_killed_in_a_burst_of_20000_loses_nothing_and_keeps_order(
         for number in range(BURST_COUNT)
     ]
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     world.outbox.insert_many(documents)
     kills = sorted(random.sample(range(1, BURST_COUNT - 2 * WINDOW), 3))
     for at in kills:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from relay.checkpoint import Checkpoint, Deposed
-from relay.operations import Wish, ask, note_carried_out, results_of
+from relay.operations import RequestKind, ask, record_result, results_of
 from runtime.mongo import close, open_client
 from runtime.operations import Operator
 from sandbox.waiting import wait_until
@@ -70,7 +70,7 @@ def test_a_released_event_is_tried_at_once_and_parked_again_if_it_still_does_not
     assert [arrival.message_id for arrival in world.drain()] == ["poison"]
 
 
-def test_a_wish_waits_for_a_leader(world: OutboxWorld, start_relay: StartRelay) -> None:
+def test_a_request_waits_for_a_leader(world: OutboxWorld, start_relay: StartRelay) -> None:
     relay = start_relay()
     world.outbox.insert_one(dict(POISON))
     world.wait_state("poison", "parked")
@@ -91,7 +91,7 @@ def test_a_wish_waits_for_a_leader(world: OutboxWorld, start_relay: StartRelay) 
     world.wait_state("poison", "discarded")
 
 
-async def test_a_deposed_leader_does_not_say_what_came_of_a_wish(world: OutboxWorld) -> None:
+async def test_a_deposed_leader_does_not_record_a_result(world: OutboxWorld) -> None:
     world.outbox.insert_one({**POISON, "state": "parked"})
     client = open_client(world.mongodb_url, process="test")
     try:
@@ -103,20 +103,22 @@ async def test_a_deposed_leader_does_not_say_what_came_of_a_wish(world: OutboxWo
 
         deposed, leading = await take_epoch("deposed"), await take_epoch("leading")
         ann = Operator("ann", "a typo")
-        (wish_id,) = await ask(database, "outbox", "relay", Wish.DISCARD, ["poison"] * 2, ann)
+        (request_id,) = await ask(
+            database, "outbox", "relay", RequestKind.DISCARD, ["poison"] * 2, ann
+        )
 
         with pytest.raises(Deposed):
-            await note_carried_out(database, "relay", wish_id, "too late", epoch=deposed)
-        assert await results_of(database, [wish_id]) == {"poison": None}
+            await record_result(database, "relay", request_id, "too late", epoch=deposed)
+        assert await results_of(database, [request_id]) == {"poison": None}
 
-        await note_carried_out(database, "relay", wish_id, "discarded", epoch=leading)
-        await note_carried_out(database, "relay", wish_id, "said again", epoch=leading)
-        assert await results_of(database, [wish_id]) == {"poison": "discarded"}
+        await record_result(database, "relay", request_id, "discarded", epoch=leading)
+        await record_result(database, "relay", request_id, "said again", epoch=leading)
+        assert await results_of(database, [request_id]) == {"poison": "discarded"}
     finally:
         await close(client)
 
 
-def test_a_wrong_wish_names_the_event_and_changes_nothing(
+def test_a_wrong_request_names_the_event_and_changes_nothing(
     world: OutboxWorld, start_relay: StartRelay, relay_command: Any
 ) -> None:
     start_relay()
@@ -138,12 +140,12 @@ def test_a_reset_position_is_safe_against_a_running_relay(
     world: OutboxWorld, start_relay: StartRelay, relay_command: Any
 ) -> None:
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     with world.writers(4):
         wait_until(lambda: settled(world) > 100, "the relay works")
         said = len(relay.output())
         relay_command("position", "reset", "--why", "a rehearsal", "--who", "ann")
-        relay.wait_log("handover.ended", after=said)
+        relay.wait_log("resync.completed", after=said)
         goal = settled(world) + 50
         wait_until(lambda: settled(world) > goal, "the relay goes on")
     world.wait_all_published()
@@ -156,7 +158,7 @@ def test_the_position_is_shown(
     world: OutboxWorld, start_relay: StartRelay, relay_command: Any
 ) -> None:
     assert "group 'relay' has no position yet" in relay_command("position", "show", code=1).output()
-    start_relay().wait_log("handover.ended")
+    start_relay().wait_log("resync.completed")
     world.append(3)
     wait_until(lambda: settled(world) == 3, "three events are settled")
     assert "settled       3" in relay_command("position", "show").output()

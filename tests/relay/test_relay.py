@@ -27,7 +27,7 @@ WINDOW = 1000
 
 
 def test_an_event_arrives_as_it_was_written(world: OutboxWorld, start_relay: StartRelay) -> None:
-    start_relay().wait_log("handover.ended")
+    start_relay().wait_log("resync.completed")
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     (event_id,) = world.append(
         payload='{"n": 1}',
@@ -71,14 +71,14 @@ def test_a_first_start_publishes_what_was_pending_and_only_that(
     assert sorted(arrival.message_id for arrival in world.drain()) == sorted(pending)
 
 
-def test_handovers_under_concurrent_writers_leave_no_gap(
+def test_resyncs_under_concurrent_writers_leave_no_gap(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     """A killed relay and a lost position, four times, while transactions commit all the time."""
     with world.writers(8):
         for _ in range(4):
             relay = start_relay()
-            relay.wait_log("handover.ended")
+            relay.wait_log("resync.completed")
             grown = settled(world) + 100
             wait_until(lambda goal=grown: settled(world) > goal, "the stream is tailed")  # type: ignore[misc]
             relay.kill()
@@ -93,7 +93,7 @@ def test_sigterm_in_a_burst_exits_0_and_the_next_relay_repeats_nothing(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     world.append(5000, payload="x" * 500)
     wait_until(lambda: settled(world) > 0, "the burst is under way")
     relay.signal(signal.SIGTERM)
@@ -108,7 +108,7 @@ def test_a_standby_leads_as_soon_as_the_leader_is_killed(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     leader = start_relay()
-    leader.wait_log("handover.ended")
+    leader.wait_log("resync.completed")
     standby = start_relay()
     standby.wait_log("relay.standing_by")
     leader.kill()
@@ -132,7 +132,7 @@ def test_a_leader_that_was_frozen_stands_by_and_writes_nothing(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     frozen = start_relay(RABBITMQ_HEARTBEAT_SECONDS="1")
-    frozen.wait_log("handover.ended")
+    frozen.wait_log("resync.completed")
     standby = start_relay(RABBITMQ_HEARTBEAT_SECONDS="1")
     standby.wait_log("relay.standing_by")
     with world.writers(4):
@@ -155,7 +155,7 @@ def test_a_leader_that_was_frozen_stands_by_and_writes_nothing(
 def test_an_event_without_a_queue_waits_with_its_key_and_nobody_else(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
-    start_relay().wait_log("handover.ended")
+    start_relay().wait_log("resync.completed")
     (lost,) = world.append(key="stuck", seq=1, routing_key="nowhere.yet")
     (behind,) = world.append(key="stuck", seq=2)
     (other,) = world.append(key="free", seq=1)
@@ -201,7 +201,7 @@ def test_a_full_queue_holds_its_own_events_and_is_not_knocked_at_for_each(
         full = {"x-max-length": 20, "x-overflow": "reject-publish"}
         world.declare_queue(channel, "small", "small", **full)
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     taken = world.append(50, routing_key="small")  # more than its limit: it says no to what follows
     world.wait_all_published()
     held = world.append(200, routing_key="small")
@@ -238,7 +238,7 @@ def test_events_that_do_not_fit_are_parked_once_and_the_stream_goes_on(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     unfit_ids = [world.outbox.insert_one(dict(unfit)).inserted_id for unfit in UNFIT]
     (good,) = world.append()
     world.wait_state(good, "published")
@@ -259,7 +259,7 @@ def test_events_that_do_not_fit_are_parked_once_and_the_stream_goes_on(
 def test_text_that_is_no_utf_8_is_parked(world: OutboxWorld, start_relay: StartRelay) -> None:
     """MongoDB stores whatever bytes a sloppy driver calls a string."""
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     fields = ["type", "routing_key", "key", "content_type", "payload"]
     outbox = world.database.get_collection("outbox")
     for sound in [SOUND | {"_id": "abcd"}, *(SOUND | {"_id": at, at: "abcd"} for at in fields)]:
@@ -290,7 +290,7 @@ def test_documents_that_no_driver_decodes_are_parked_and_cost_nobody_else(
     world.append(3)
     raw_outbox.insert_one(broken("pending"))
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     raw_outbox.insert_one(broken("streamed"))
     raw_outbox.insert_one(broken("nested", headers={"a": {"b": Binary(b"abcd", 2)}}))
     (good,) = world.append()
@@ -327,7 +327,7 @@ def test_an_odd_but_harmless_field_does_not_keep_an_event_back(
 def test_what_a_writer_inserts_as_held_or_published_is_nobodys_to_publish(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
-    start_relay().wait_log("handover.ended")
+    start_relay().wait_log("resync.completed")
     for state in ("held", "published", "parked"):
         world.append(state=state)
     (good,) = world.append()
@@ -390,7 +390,7 @@ def test_a_connection_cut_under_load_costs_nothing_but_repeats(
     world: OutboxWorld, start_relay: StartRelay, rabbit_server: RabbitServer, vhost: str
 ) -> None:
     relay = start_relay()
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     with world.writers(4):
         for _ in range(3):
             goal = settled(world) + 50
@@ -410,7 +410,7 @@ def test_a_broker_killed_under_load_is_taken_up_again_within_30_seconds(
 ) -> None:
     world = OutboxWorld(mongodb_url, database_name, own_rabbit_server.url)
     relay = run_process("relay", "run", environment=world.environment)
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     with world.writers(4):
         wait_until(lambda: settled(world) > 50, "the relay works")
         own_rabbit_server.kill()
@@ -431,7 +431,7 @@ def test_a_restarted_mongodb_is_waited_for(
     [port] = free_ports(1)
     settings = {"MONITORING_PORT": str(port)}
     relay = run_process("relay", "run", environment=world.environment | settings)
-    relay.wait_log("handover.ended")
+    relay.wait_log("resync.completed")
     world.append(50)
     world.wait_all_published()
     own_mongo_server.kill()
@@ -447,7 +447,7 @@ def test_a_restarted_mongodb_is_waited_for(
 
 
 def test_an_idle_outbox_moves_its_position_on(world: OutboxWorld, start_relay: StartRelay) -> None:
-    start_relay().wait_log("handover.ended")
+    start_relay().wait_log("resync.completed")
     start = world.checkpoint()["position"]["cluster_time"]
 
     def moved() -> bool:
@@ -572,7 +572,7 @@ def test_a_broker_without_memory_is_waited_for_and_holds_up_no_stop(
     own_rabbit_server.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.000001)")
     settings = {"RELAY_DRAIN_SECONDS": "2"}
     relay = run_process("relay", "run", environment=world.environment | settings)
-    relay.wait_log("handover.began")
+    relay.wait_log("resync.started")
     relay.signal(signal.SIGTERM)
     assert relay.wait_exit(15) == 0
     [port] = free_ports(1)
@@ -580,7 +580,7 @@ def test_a_broker_without_memory_is_waited_for_and_holds_up_no_stop(
     successor = run_process("relay", "run", environment=world.environment | settings)
     successor.wait_log("broker.blocked")
     pages = Monitoring(port)
-    pages.wait_unready("RabbitMQ takes nothing: it is short of memory")
+    pages.wait_unready("RabbitMQ blocks publishing: it is short of memory")
     pending += world.append(10)
     assert psutil.Process(successor.pid).cpu_percent(interval=1) < 50, "it spins"
     assert world.states() == {None: len(pending)}

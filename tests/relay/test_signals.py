@@ -11,6 +11,7 @@ from loguru import logger
 from pymongo.errors import AutoReconnect
 
 from outbox.collection import INDEXES
+from outbox.state import PENDING
 from relay import backlog
 from relay.backlog import measure_backlog
 from runtime import monitoring
@@ -139,7 +140,7 @@ async def test_the_backlog_is_measured_by_an_index_and_to_a_limit(
     world.append(100)
     assert (await measure_backlog(database, "outbox")).pending_count == 40
     for plan in (
-        world.outbox.find(backlog.PENDING).explain(),
+        world.outbox.find(PENDING).explain(),
         world.database.command("aggregate", "outbox", pipeline=backlog.OLDEST, explain=True),
     ):
         assert "'indexName': 'pending_in_order'" in str(plan)

@@ -29,7 +29,7 @@ PRELOADED = [
     "consumers.maintenance.reconciler",
     "consumers.admin.redrive_cli",
     "consumers.delivery.worker",
-    "relay.relay",
+    "relay.process",
     "service.app",
     "service.audit",
     "tests.support.processes",

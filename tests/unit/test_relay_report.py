@@ -10,7 +10,7 @@ from relay.report import Leadership, Report
 
 def test_readiness_ends_with_the_reason_in_words() -> None:
     report = Report(CollectorRegistry())
-    connection, checkpoint = SimpleNamespace(blocked=False), SimpleNamespace(handover_reason=None)
+    connection, checkpoint = SimpleNamespace(blocked=False), SimpleNamespace(resync_reason=None)
     silent = [0.0]
     assert report.why_no_progress == "it is starting"
     report.leads(Leadership(checkpoint, None, connection, lambda: silent[0]))  # type: ignore[arg-type]
@@ -19,14 +19,14 @@ def test_readiness_ends_with_the_reason_in_words() -> None:
     with report.waiting_for("a read"):
         assert report.why_no_progress is None
         report._waits["a read"] -= 7
-        assert report.why_no_progress == "a read takes 7 s already"
-    checkpoint.handover_reason = "first_start"
-    assert report.why_no_progress == "a hand-over is under way: first_start"
+        assert report.why_no_progress == "a read has taken 7 s"
+    checkpoint.resync_reason = "first_start"
+    assert report.why_no_progress == "a resync is in progress: first_start"
     silent[0] = 12.3
-    assert report.why_no_progress == "RabbitMQ has owed a confirm for 12 s"
+    assert report.why_no_progress == "RabbitMQ has not confirmed a message for 12 s"
     connection.blocked = True
     assert (
-        report.why_no_progress == "RabbitMQ takes nothing: it is short of memory or of disk space"
+        report.why_no_progress == "RabbitMQ blocks publishing: it is short of memory or disk space"
     )
 
     report.interrupted("RabbitMQ: gone")

@@ -9,10 +9,10 @@ from typing import Any
 
 from bson import Timestamp
 
-import relay.relay
-from outbox.state import PENDING_STATES
+import relay.reader
+from outbox.state import PENDING
 from relay.__main__ import commands
-from relay.relay import Term
+from relay.reader import Reader
 from relay.stream import BATCH_SIZE, Change
 from runtime.batch_cursor import BatchCursor
 from runtime.mongo import Database, Document
@@ -20,14 +20,14 @@ from runtime.mongo import Database, Document
 
 def save_before_confirm() -> None:
     """The position is saved behind a batch as soon as it was read."""
-    publish = Term._publish_changes
+    admit = Reader._admit_changes
 
-    async def saving_first(self: Term, changes: Sequence[Change]) -> None:
+    async def saving_first(self: Reader, changes: Sequence[Change]) -> None:
         settled = self._checkpoint.settled + len(changes)
         await self._checkpoint.save(settled=settled, position=changes[-1].position)
-        await publish(self, changes)
+        await admit(self, changes)
 
-    Term._publish_changes = saving_first  # type: ignore[method-assign]
+    Reader._admit_changes = saving_first  # type: ignore[method-assign]
 
 
 def read_without_snapshot() -> None:
@@ -38,7 +38,7 @@ def read_without_snapshot() -> None:
     ) -> AsyncGenerator[tuple[Sequence[Document], Timestamp]]:
         command: dict[str, Any] = {
             "find": collection,
-            "filter": {"state": {"$in": list(PENDING_STATES)}},
+            "filter": PENDING,
             "sort": {"seq": 1, "created_at": 1, "_id": 1},
         }
         cursor, batch = await BatchCursor.open(database, command, batch_size=BATCH_SIZE)
@@ -49,7 +49,7 @@ def read_without_snapshot() -> None:
                 return
             batch = await cursor.next_batch()
 
-    relay.relay.read_pending = read_pending  # type: ignore[attr-defined]
+    relay.reader.read_pending = read_pending  # type: ignore[attr-defined]
 
 
 FAULTS: dict[str, Callable[[], None]] = {

@@ -74,7 +74,7 @@ class Settler:
         try:
             while batch := await self._next_batch():
                 with self._report.waiting_for("marking events in MongoDB"):
-                    await self._retry("marks.not_written", partial(self._mark, batch))
+                    await self._retry("marks", partial(self._mark, batch))
                 await self._finish_save()
                 self._saving = asyncio.create_task(self._save_behind(batch))
                 self._saving.add_done_callback(lambda _: self.wake())
@@ -106,15 +106,15 @@ class Settler:
             position = _last_position(in_order)
             with self._report.waiting_for("saving the position in MongoDB"):
                 await self._retry(
-                    "position.not_saved",
+                    "position",
                     lambda: self._checkpoint.save(settled=settled, position=position),
                 )
         self._window.saved(batch)
         for note in self._on_saved:
             note(batch)
 
-    async def _retry(self, failure: str, write: Callable[[], Awaitable[None]]) -> None:
-        """Repeat the idempotent write while MongoDB is unavailable; `failure` is logged."""
+    async def _retry(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
+        """Repeat the idempotent write while MongoDB is unavailable."""
         delays = growing_delays()
         while True:
             try:
@@ -124,7 +124,9 @@ class Settler:
                     raise
                 # the error's text would repeat the whole topology
                 code = getattr(error, "code", None)
-                logger.warning(failure, reason=type(error).__name__, code=code)
+                logger.warning(
+                    "relay.write_failed", what=what, reason=type(error).__name__, code=code
+                )
             await self._over.rest(next(delays))
 
 

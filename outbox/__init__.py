@@ -1,6 +1,6 @@
 """
-The event contract: what an outbox document is, whoever wrote it.
+The event contract: the shape of an outbox document, for every writer.
 
-Everyone imports it; it imports nothing of ours and does no I/O. `docs/outbox.md` tells the same
-to writers in other languages.
+Every other package may import it; it imports none of them and does no I/O. `docs/outbox.md`
+describes the same contract for writers in other languages.
 """

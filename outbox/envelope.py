@@ -1,7 +1,7 @@
 """
 The envelope on the wire: CloudEvents 1.0, JSON, structured mode.
 
-Structured, because CloudEvents' AMQP binding is for AMQP 1.0 only and RabbitMQ speaks 0-9-1 here.
+Structured mode, because CloudEvents' AMQP binding covers AMQP 1.0 only, and we use AMQP 0-9-1.
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
 """
 
@@ -19,8 +19,8 @@ from outbox.errors import UndecodableBody
 
 _JSON = JSONFormat()
 
-#: What the JSON parser and the CloudEvents library raise for one garbage or another; brackets
-#: nested by the thousand end in a RecursionError.
+#: Raised by the JSON parser and the CloudEvents library for invalid input; thousands of nested
+#: brackets end in a RecursionError.
 _UNDECODABLE = (
     ValueError,
     TypeError,

@@ -1,14 +1,14 @@
 """
-What can be wrong with an event before it is on its way.
+Errors of an event before it is published, and of a message body that is read.
 
     OutboxError
-    ├── UnfitEvent       a document that nobody could publish; parked with this reason
-    └── UndecodableBody  a message body that is no event of ours; dead-lettered with this reason
+    ├── UnfitEvent       a document that cannot be published; it is parked with this reason
+    └── UndecodableBody  a message body that is not an event; it is dead-lettered with this reason
 """
 
 
 class OutboxError(Exception):
-    """The root: catch it to catch whatever this package raises."""
+    """The root of the errors defined here."""
 
 
 class UnfitEvent(OutboxError):
@@ -16,7 +16,7 @@ class UnfitEvent(OutboxError):
     The document does not fit the contract.
 
     code: one of the `UNFIT_*` words below; operators query them.
-    detail: which field, what it holds and what it should hold. Never the payload itself.
+    detail: the field, what it holds and what it should hold; never the payload itself.
     """
 
     def __init__(self, code: str, detail: str) -> None:

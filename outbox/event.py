@@ -1,8 +1,8 @@
 """
 An event, as a writer appends it and as the relay reads it back.
 
-Only `_id`, `type`, `routing_key` and `payload` must stand in a document, so that any application
-in any language can write one with its plain driver.
+Only `_id`, `type`, `routing_key` and `payload` are required, so that an application in any language
+can write one with its MongoDB driver alone.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ PAYLOAD_LIMIT_BYTES = 1024 * 1024
 #: AMQP 0-9-1 short strings: routing key, type, message id, content type.
 SHORT_STRING_LIMIT_BYTES = 255
 
-#: Headers travel with every message; they carry a trace, not a payload.
+#: Headers are part of every message; they are for a trace, not for a payload.
 HEADERS_LIMIT_BYTES = 8 * 1024
 
 #: RabbitMQ's sender-selected distribution: https://www.rabbitmq.com/docs/sender-selected
@@ -52,10 +52,11 @@ class Event:
     """
     One event, ready to be published.
 
-    id: the document's `_id` as MongoDB gave it, for queries; message_id: the same as text.
-    key: what order is kept within; a document without one is a key of its own.
-    seq: order within the key where the writer keeps one, else None.
-    body: sent as it is; the writer encoded it once.
+    id: the document's `_id` as MongoDB returned it, for queries; message_id: the same as text.
+    key: order is kept within it; a document without a key has its message_id as key.
+    seq: position within the key if the writer numbers its events, else None.
+    must_route: AMQP's `mandatory`: the broker returns the message if no queue takes it.
+    body: sent unchanged; the writer has encoded it.
     """
 
     id: Any
@@ -86,8 +87,7 @@ def pending_document(
     """
     The document that appends an event, to be inserted in the transaction that changes the data.
 
-    Raises UnfitEvent where the relay would only park it: the writer is told at once, before
-    anything is written.
+    Raises UnfitEvent, before anything is written, if the relay would have to park the event.
     """
     document: dict[str, Any] = {
         "_id": event_id,
@@ -109,8 +109,8 @@ def read_event(document: Mapping[str, Any]) -> Event:
     """
     The event in a document of any writer.
 
-    Raises UnfitEvent, naming the first field that does not fit, and UnicodeEncodeError where text
-    that goes on the wire or back into MongoDB was no UTF-8.
+    Raises UnfitEvent, naming the first field that does not fit, and UnicodeEncodeError if text that
+    is sent or written back to MongoDB is not valid UTF-8.
     """
     document_id = document.get("_id")
     message_id = _message_id(document_id)
@@ -134,7 +134,7 @@ def read_event(document: Mapping[str, Any]) -> Event:
 
 
 def key_of(document: Mapping[str, Any]) -> str:
-    """The key of a document that may not fit: what an unfit event holds back."""
+    """The key of a document that may be unfit; an unfit event holds back its key."""
     key = document.get("key")
     return key if isinstance(key, str) else str(document.get("_id"))
 
@@ -171,7 +171,7 @@ def _optional(document: Mapping[str, Any], name: str, kind: type) -> Any:
     value = document.get(name)
     if value is None or type(value) is kind:
         return value
-    # bool is an int in Python, not in the contract
+    # bool is a subclass of int in Python; in the contract they differ
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
     raise UnfitEvent(UNFIT_TYPE, f"{name} is {type(value).__name__}; it must be {kind.__name__}")
@@ -227,7 +227,7 @@ def _headers(document: Mapping[str, Any]) -> dict[str, str]:
             raise UnfitEvent(UNFIT_TYPE, f"header {name!r} is {kind}; it must be a string")
         _check_length(f"the name of header {name!r}", name)
         if name in ROUTING_HEADERS:
-            detail = f"header {name!r} would send copies elsewhere; routing_key says where it goes"
+            detail = f"header {name!r} would send copies elsewhere; use routing_key alone"
             raise UnfitEvent(UNFIT_TYPE, detail)
         size_bytes += len(name.encode()) + len(value.encode())
     if size_bytes > HEADERS_LIMIT_BYTES:

@@ -1,5 +1,5 @@
 """
-The states of an event, and who moves it.
+The states of an event and their transitions.
 
                  writer inserts (no state counts as pending)
                                   │
@@ -12,8 +12,8 @@ The states of an event, and who moves it.
                                   │                     │
                                   └─> discarded <───────┘   by an operator only
 
-The relay's leader writes every arrow but the first and the last. `published` and `discarded` are
-final. A document in any state but `pending` is *settled*: the position may pass it.
+The relay's leader makes every transition except insertion and discarding. `published` and
+`discarded` are final. A document in any state but `pending` is *settled*: the position may pass it.
 """
 
 from enum import StrEnum
@@ -27,7 +27,7 @@ class State(StrEnum):
     DISCARDED = "discarded"
 
 
-#: How a query finds what is still to be published: a missing state counts as pending.
+#: Matches events that are still to be published: a missing state counts as pending.
 PENDING_STATES: tuple[str | None, ...] = (None, State.PENDING.value)
 
 PENDING = {"state": {"$in": list(PENDING_STATES)}}

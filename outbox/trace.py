@@ -1,8 +1,7 @@
 """
-The trace that an event belongs to, as its writer was given it: W3C Trace Context, level 1.
+The trace that an event belongs to: W3C Trace Context, level 1 (https://www.w3.org/TR/trace-context/).
 
-https://www.w3.org/TR/trace-context/ . What does not fit is left out, as the standard asks: a trace
-that is broken must not keep an event back.
+Invalid headers are dropped, as the standard requires; they must not prevent an event.
 """
 
 import re
@@ -11,20 +10,20 @@ from collections.abc import Mapping
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
-#: Version, trace, parent, flags; a later version than 00 may have more behind them.
+#: Version, trace, parent, flags; versions after 00 may append more.
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?"
 )
 
-#: The standard asks for this much at least to be passed on.
+#: The standard requires that at least this much is propagated.
 TRACESTATE_LIMIT_CHARACTERS = 512
 
 
 def trace_headers(given: Mapping[str, str]) -> dict[str, str]:
     """
-    Those of the given headers that say which trace this is: none without a valid `traceparent`.
+    The trace headers among those given; empty without a valid `traceparent`.
 
-    given: names in lower case, or a mapping that ignores case.
+    given: a mapping with names in lower case, or one that ignores case.
     """
     traceparent = given.get(TRACEPARENT, "").strip()
     match = _TRACEPARENT.fullmatch(traceparent)

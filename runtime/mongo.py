@@ -15,7 +15,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from inspect import isawaitable
 from math import inf
@@ -36,7 +36,7 @@ from motor.motor_asyncio import (
     AsyncIOMotorDatabase,
 )
 from pymongo import AsyncMongoClient
-from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, InvalidOperation, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -296,7 +296,7 @@ async def ensure_collection(
         if not existing:
             await _create_collection(database, name, options)
         elif options and existing[0]["options"].get("validator") != options["validator"]:
-            # only if different: it waits for every open transaction and blocks all other writes
+            # only if different: collMod waits for open transactions and blocks all other writes
             await database.command({"collMod": name, **options})
         specifications = [dict(index) for index in indexes]
         if specifications:
@@ -366,7 +366,9 @@ async def _abort(session: Session) -> None:
 
 
 async def _abort_in_time(session: Session) -> None:
-    with pymongo.timeout(ABORT_SECONDS):
+    # A cancelled commit goes on in the driver's thread. If it ends before the abort, nothing is
+    # left to abort, and the driver's refusal must not replace the caller's CancelledError.
+    with pymongo.timeout(ABORT_SECONDS), suppress(InvalidOperation):
         await _abort(session)
 
 

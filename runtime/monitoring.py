@@ -189,7 +189,7 @@ class _Gauge(Collector):
         self._samples = samples
 
     def describe(self) -> Iterable[Metric]:
-        # by name only: there is no value yet when it is registered
+        # by name only: no value is known at registration
         return [self._family()]
 
     def collect(self) -> Iterable[Metric]:

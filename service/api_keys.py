@@ -1,4 +1,4 @@
-"""Who may call: the header X-API-KEY."""
+"""Authentication: the header X-API-KEY."""
 
 import hmac
 from collections.abc import Callable, Coroutine, Iterable
@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from service.problems import unauthorized
 
-#: For the OpenAPI page, its button included; the check itself is the route's, below.
+#: Documents the header in OpenAPI and adds the page's button; `guarded_by` does the check.
 API_KEY_HEADER = APIKeyHeader(name="X-API-KEY", scheme_name="api_key", auto_error=False)
 
 
@@ -21,25 +21,23 @@ class ApiKeys:
         self._digests = [digest(key.get_secret_value().encode()) for key in keys]
 
     def know(self, key: bytes) -> bool:
-        """Takes the same time whichever key it is and wherever it differs."""
+        """The time this takes depends neither on the key nor on where it differs."""
         sent = digest(key)
         matches = [hmac.compare_digest(sent, known) for known in self._digests]
         return any(matches)
 
 
 def digest(key: bytes) -> bytes:
-    # digests are equally long; comparing the keys themselves would tell their length
+    # digests have one length; comparing the keys themselves would reveal theirs
     return sha256(key).digest()
 
 
 def guarded_by(keys: ApiKeys) -> type[APIRoute]:
     """
-    Routes that ask for the key before anything else.
+    Routes that check the API key first. `request.state.caller` is then the digest of the key.
 
-    Who calls is then known as `request.state.caller`, the digest of the key.
-
-    FastAPI reads and parses the body before it runs a dependency: a stranger would be told what is
-    wrong with his JSON.
+    A dependency would be too late: FastAPI reads and parses the body before it runs one, so callers
+    without a key would have their bodies read and their JSON errors reported.
     """
 
     class GuardedRoute(APIRoute):

@@ -58,7 +58,7 @@ def assistances_router(
     @router.post(
         PATH,
         status_code=HTTPStatus.ACCEPTED,
-        summary="Ask for assistance",
+        summary="Request assistance",
         responses=create_responses(wrong_topic.message()),
     )
     async def create(
@@ -128,5 +128,5 @@ def _one_of(topics: Sequence[str], wrong_topic: PydanticKnownError) -> BeforeVal
 
 def _not_blank(description: str) -> str:
     if not description.strip():
-        raise PydanticCustomError("blank", "Should hold more than white space")
+        raise PydanticCustomError("blank", "Should contain more than white space")
     return description

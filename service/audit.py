@@ -14,7 +14,7 @@ from runtime.mongo import Database, snapshot_session
 
 OutboxDocuments = list[Mapping[str, Any]]
 
-#: An event was found whose request is not there: one was written without the other.
+#: A request and its events are written together, so this should never happen.
 ORPHANED = "the outbox holds its events, but the request itself does not exist"
 
 
@@ -22,15 +22,15 @@ async def balance(
     database: Database, *, overdue_after_seconds: float = OVERDUE_AFTER_SECONDS
 ) -> Books:
     """
-    The books of all requests. Both collections are read once, side by side, in the order of the
-    request IDs; memory holds one request at a time.
+    The books of all requests. Both collections are read once, side by side, in request ID order;
+    memory holds one request at a time.
 
     Raises PyMongoError; with code 239 when the audit takes longer than the server keeps a snapshot
     (minSnapshotHistoryWindowInSeconds, five minutes).
     """
     books = Books()
     now = datetime.now(UTC)
-    # outside the snapshot, which cannot read a collection created after it began
+    # outside the snapshot, which cannot read a collection that was created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
     unavailable = {state["_id"] for state in states if not accepts_calls(state)}
     async with snapshot_session(database.client) as session:
@@ -61,7 +61,7 @@ async def balance(
 async def _side_by_side(
     requests: AsyncIterator[Request], events: AsyncIterator[Mapping[str, Any]]
 ) -> AsyncIterator[tuple[str, Request | None, OutboxDocuments]]:
-    """Both come in the order of the request's id; MongoDB's order of strings is Python's."""
+    """Both are sorted by request id; MongoDB orders strings as Python does."""
     request, event = await anext(requests, None), await anext(events, None)
     while request is not None or event is not None:
         request_id = min(
@@ -92,7 +92,7 @@ def books_as_document(books: Books) -> dict[str, Any]:
 
 
 def books_as_lines(books: Books) -> list[str]:
-    """The last line is the balance; what does not add up stands above it."""
+    """The last line is the balance; the lines above it list what does not add up."""
     lines = [f"waiting, {reason}: {count}" for reason, count in _in_order(books).items()]
     lines += [f"unexplained {found.request_id}: {'; '.join(found.why)}" for found in books.listed]
     if books.unexplained > len(books.listed):

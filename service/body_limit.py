@@ -1,4 +1,4 @@
-"""Bodies are read up to a limit, whether or not they say how long they are."""
+"""Limits the size of request bodies, with and without a Content-Length."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,7 +7,7 @@ from service.problems import body_too_large
 
 
 class BodyLimit:
-    """ASGI middleware of our own, because Starlette's answers in plain text."""
+    """ASGI middleware; Starlette's own answers in plain text instead of a problem document."""
 
     def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
         self._app = app

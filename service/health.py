@@ -1,4 +1,4 @@
-"""`/livez`: the process runs. `/readyz`: it can do its work. Open, as whoever probes has no key."""
+"""Probes, open without a key. `/livez`: the process runs. `/readyz`: it can serve calls."""
 
 from typing import Literal
 

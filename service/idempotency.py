@@ -1,11 +1,11 @@
 """
-`Idempotency-Key`: a call that is sent again with the same key makes one request only.
+`Idempotency-Key`: a call that is repeated with the same key creates one request only.
 
-What is remembered of it, its receipt, is written in the transaction that accepts the request: a
-crash leaves both or neither, and whoever asks again after an unknown commit finds out which.
+A receipt of the call is written in the transaction that accepts the request. A crash leaves both
+or neither, and repeating the call after an unknown commit reveals which.
 
 Statuses as in draft-ietf-httpapi-idempotency-key-header-07, which expired without becoming an RFC;
-that an answer is a repeated one is told as Stripe tells it (https://docs.stripe.com/error-low-level).
+a repeated answer is marked with Stripe's header (https://docs.stripe.com/error-low-level).
 """
 
 from datetime import datetime, timedelta
@@ -26,8 +26,8 @@ VISIBLE_ASCII = r"^[!-~](?:[ -~]*[!-~])?$"
 
 class Receipt(TypedDict):
     """
-    _id: a hash of the caller and the key; fingerprint: one of what was asked for.
-    expire_at: forgotten by the server some time in the minute after it.
+    _id: a hash of caller and key; fingerprint: a hash of caller, topic and description.
+    expire_at: MongoDB deletes the receipt within a minute after this time.
     """
 
     _id: str
@@ -70,15 +70,15 @@ def idempotency_key(
             min_length=1,
             max_length=KEY_LIMIT_CHARACTERS,
             pattern=VISIBLE_ASCII,
-            description="Chosen by the caller, best a UUID. The same call with the same key is "
-            "answered as it was the first time, and makes no second request. A key is remembered "
-            "for each API key apart, for the time that the setting `IDEMPOTENCY_WINDOW_SECONDS` "
-            "names (a day by default). What was answered 4xx is not remembered.",
+            description="Chosen by the caller, preferably a UUID. Repeating a call with its key "
+            "returns the first answer and creates no second request. Keys are kept per API key, "
+            "for the time set by `IDEMPOTENCY_WINDOW_SECONDS` (a day by default). A call that was "
+            "answered 4xx is not remembered.",
             examples=["8e03978e-40d5-43e8-bc93-6894a57f9324"],
         ),
     ] = None,
 ) -> str | None:
-    """Raises Problem for several keys at once: whichever was taken, the other would be lost."""
+    """Raises Problem when the header is repeated: one of the keys would be ignored."""
     if len(request.headers.getlist(KEY_HEADER)) > 1:
         raise problems.invalid_request(
             [{"path": f"header.{KEY_HEADER}", "code": "repeated", "message": "Should be sent once"}]

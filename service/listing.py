@@ -1,8 +1,8 @@
 """
 The list of requests: filters, and pages that stay where they are while new requests come in.
 
-A page begins behind the last request of the one before it, not after so many of them: whatever is
-accepted meanwhile stands in front, and nothing is shown twice or left out.
+A page starts after the last request of the previous page rather than at an offset: requests that
+are accepted meanwhile come first in the list, so no request is shown twice or skipped.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -29,7 +29,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last request that was shown: the next page begins behind it."""
+    """The last request of a page; the next page starts after it."""
 
     created_at: datetime
     request_id: str
@@ -40,16 +40,16 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str) -> "Cursor":
-        """Raises ValueError for whatever was not made by `str`."""
+        """Raises ValueError for a text that `str` did not produce."""
         padded = text + "=" * (-len(text) % 4)
         plain = urlsafe_b64decode(padded.encode("ascii")).decode()
         milliseconds, _, request_id = plain.partition(":")
         try:
             cursor = cls(_EPOCH + int(milliseconds) * _MILLISECOND, request_id)
         except OverflowError as beyond:
-            raise ValueError("a moment beyond all years") from beyond
+            raise ValueError("the time is out of range") from beyond
         if str(cursor) != text:
-            raise ValueError("not written as we write it")
+            raise ValueError("not in canonical form")
         return cursor
 
 
@@ -58,7 +58,7 @@ def _is_cursor(text: str) -> str:
         Cursor.read(text)
     except ValueError:
         raise PydanticCustomError(
-            "cursor", "Should be taken from the `next` of a page, as it stands there"
+            "cursor", "Should be copied unchanged from the `next` of a page"
         ) from None
     return text
 
@@ -85,35 +85,41 @@ class Filters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     status: list[Status] = Field(
-        default=[], description="may be repeated: any of these", examples=[[Status.FAILED]]
+        default=[], description="repeat it to match any of several", examples=[[Status.FAILED]]
     )
     topic: str | None = Field(
-        default=None, max_length=255, description="exactly this one", examples=["sales"]
+        default=None, max_length=255, description="exact match", examples=["sales"]
     )
     created_from: Moment | None = Field(
-        default=None, description="accepted then or later", examples=["2026-11-23T00:00:00Z"]
+        default=None,
+        description="accepted at or after this time",
+        examples=["2026-11-23T00:00:00Z"],
     )
     created_to: Annotated[Moment | None, AfterValidator(_ends_after_it_begins)] = Field(
-        default=None, description="accepted before then", examples=["2026-11-24T00:00:00Z"]
+        default=None, description="accepted before this time", examples=["2026-11-24T00:00:00Z"]
     )
     limit: int = Field(
-        default=PAGE_DEFAULT, ge=1, le=PAGE_LIMIT, description="most requests on one page"
+        default=PAGE_DEFAULT,
+        ge=1,
+        le=PAGE_LIMIT,
+        description="maximum number of requests on a page",
     )
     cursor: Annotated[str, Field(max_length=512), AfterValidator(_is_cursor)] | None = Field(
-        default=None, description="from the `next` of the page before"
+        default=None, description="taken from the `next` of the previous page"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """criteria: for MongoDB; index: the name of the one that has them in the order of the list."""
+    """criteria: a MongoDB filter; index: the name of the index that serves it in list order."""
 
     criteria: dict[str, Any]
     index: str
 
 
 def query_of(filters: Filters) -> Query:
-    # Named even when all are wanted: the index begins with it, and MongoDB merges its parts.
+    # Given even when every status matches: it is the index's first field, and MongoDB merges
+    # the sorted range of each value.
     criteria: dict[str, Any] = {
         "status": {"$in": [status.value for status in filters.status or Status]}
     }
@@ -125,7 +131,7 @@ def query_of(filters: Filters) -> Query:
     if filters.cursor is not None:
         last = Cursor.read(filters.cursor)
         created["$lte"] = last.created_at
-        # those of the same millisecond that have been shown
+        # exclude requests of the same millisecond that were already shown
         criteria["$nor"] = [{"created_at": last.created_at, "_id": {"$gte": last.request_id}}]
     if created:
         criteria["created_at"] = created
@@ -135,7 +141,7 @@ def query_of(filters: Filters) -> Query:
 
 
 def link_to_next(path: str, asked: Iterable[tuple[str, str]], last: Request) -> str:
-    """asked: the parameters of this page, repeated in the next one's."""
+    """asked: the query parameters of this page; the next page repeats them."""
     kept = [(name, value) for name, value in asked if name != "cursor"]
     cursor = Cursor(last["created_at"], last["_id"])
     return f"{path}?{urlencode([*kept, ('cursor', str(cursor))])}"

@@ -1,8 +1,8 @@
 """
-What the API answers when it does not do what was asked.
+The API's error answers.
 
-Each answer serves two kinds of client: the members of RFC 9457 (type, title, status, detail,
-instance) and, beside them, those of the first contract (code, message, errors).
+Each has the members of RFC 9457 (type, title, status, detail, instance) and those of the original
+contract (code, message, errors), so that clients of either kind can read it.
 https://www.rfc-editor.org/rfc/rfc9457
 """
 
@@ -26,15 +26,15 @@ IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
 UNAVAILABLE = "unavailable"
 INTERNAL_ERROR = "internal_error"
 
-#: A request is accepted within milliseconds, or not at all.
+#: Accepting a request takes milliseconds.
 IN_PROGRESS_RETRY_AFTER_SECONDS = 1
 
-#: MongoDB elects a new primary in a few seconds; asking every two is often enough.
+#: MongoDB elects a new primary within a few seconds.
 RETRY_AFTER_SECONDS = 2
 
 
 class FieldError(TypedDict):
-    """path: where it is (`body.topic`); code: what is wrong, for machines (`enum`)."""
+    """path: location of the error (`body.topic`); code: its machine-readable kind (`enum`)."""
 
     path: str
     code: str
@@ -42,7 +42,7 @@ class FieldError(TypedDict):
 
 
 class Problem(HTTPException):
-    """Raised wherever a request ends early; `message` is read by people."""
+    """Raise it to end a call with an error answer; `message` is for people."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ def unauthorized() -> Problem:
     return Problem(
         HTTPStatus.UNAUTHORIZED,
         UNAUTHORIZED,
-        "The header X-API-KEY is missing, or its key is not known here",
+        "The header X-API-KEY is missing, or its key is not valid",
         headers={"WWW-Authenticate": "ApiKey"},
     )
 
@@ -107,7 +107,7 @@ def request_in_progress() -> Problem:
     return Problem(
         HTTPStatus.CONFLICT,
         REQUEST_IN_PROGRESS,
-        "A call with this Idempotency-Key is still being answered; try again",
+        "A call with this Idempotency-Key is still in progress; try again",
         headers={"Retry-After": str(IN_PROGRESS_RETRY_AFTER_SECONDS)},
     )
 
@@ -116,7 +116,7 @@ def idempotency_key_reused() -> Problem:
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         IDEMPOTENCY_KEY_REUSED,
-        "This Idempotency-Key came with another topic or description before; choose a new key",
+        "This Idempotency-Key was used with another topic or description; choose a new key",
     )
 
 
@@ -147,7 +147,7 @@ def internal_error() -> Problem:
 
 
 def from_http_exception(error: HTTPException) -> Problem:
-    """What the framework raises itself: no such path, no such method, an unreadable body."""
+    """An error that the framework raised: unknown path or method, or an unreadable body."""
     if isinstance(error, Problem):
         return error
     if error.status_code == HTTPStatus.BAD_REQUEST:
@@ -159,7 +159,7 @@ def from_http_exception(error: HTTPException) -> Problem:
     return Problem(status, code, status.description or status.phrase, headers=error.headers)
 
 
-#: pydantic's word for a member that nobody asked for.
+#: pydantic's error type for an unknown member.
 EXTRA = "extra_forbidden"
 
 
@@ -170,12 +170,12 @@ def from_validation_error(details: Sequence[Any]) -> Problem:
 
 def _field_error(detail: Any) -> FieldError:
     if detail["type"] == "json_invalid":
-        # its location holds the number of a character, which is no path
+        # the location of this error ends with a character position instead of a member's name
         position = detail["loc"][-1]
         message = f"Not JSON: {detail['ctx']['error']} (character {position})"
         return {"path": "body", "code": "json_invalid", "message": message}
     path = ".".join(str(part) for part in detail["loc"])
-    message = "No such parameter is known" if detail["type"] == EXTRA else detail["msg"]
+    message = "Unknown parameter" if detail["type"] == EXTRA else detail["msg"]
     return {"path": path, "code": detail["type"], "message": message}
 
 
@@ -183,7 +183,7 @@ SCHEMA_NAME = "Problem"
 
 SCHEMA: dict[str, Any] = {
     "title": SCHEMA_NAME,
-    "description": "RFC 9457 problem details, with `code`, `message` and `errors` beside",
+    "description": "RFC 9457 problem details, extended by `code`, `message` and `errors`",
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "code", "message"],
     "properties": {
@@ -211,7 +211,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def documented(*problems: Problem, instance: str) -> dict[int | str, dict[str, Any]]:
-    """How OpenAPI tells of these problems: each with its headers and an example."""
+    """OpenAPI responses that document these problems, each with its headers and an example."""
     return {problem.status_code: _documented(problem, instance) for problem in problems}
 
 

@@ -16,10 +16,10 @@ from runtime.mongo import Client, Database, check_server, ensure_collection
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
-#: A frozen server is noticed soon. Index builds have no deadline.
+#: Detects a frozen server. Index builds have no deadline.
 CHECK_TIMEOUT_SECONDS = 3.0
 
-#: Probes time out after a second or two and should get the reason before that.
+#: Probes time out after one or two seconds and should get the reason before that.
 PROBE_TIMEOUT_SECONDS = 1.0
 
 
@@ -84,6 +84,6 @@ class Readiness:
 
 
 def _name(error: PyMongoError) -> str:
-    """Type and code; the message repeats the whole topology."""
+    """Type and code; the driver's message repeats the whole topology."""
     code = getattr(error, "code", None)
     return type(error).__name__ if code is None else f"{type(error).__name__}, code {code}"

@@ -32,7 +32,7 @@ def add_reads(router: APIRouter, store: RequestStore) -> None:
 
     @router.get(
         f"{PATH}/{{id}}",
-        summary="Ask how it stands",
+        summary="Get a request",
         responses=problems.documented(
             invalid_id, problems.request_not_found(), *problems_of_a_read, instance=EXAMPLE_PATH
         ),
@@ -46,7 +46,7 @@ def add_reads(router: APIRouter, store: RequestStore) -> None:
 
     @router.get(
         f"{PATH}/{{id}}/timeline",
-        summary="Ask what has happened to it, and what comes next",
+        summary="Get a request's timeline: what happened, and what comes next",
         responses=problems.documented(
             invalid_id, problems.request_not_found(), *problems_of_a_read, instance=EXAMPLE_PATH
         ),
@@ -60,7 +60,7 @@ def add_reads(router: APIRouter, store: RequestStore) -> None:
 
     @router.get(
         PATH,
-        summary="List requests, the newest first",
+        summary="List requests, newest first",
         responses=problems.documented(
             problems.invalid_request(
                 [
@@ -76,7 +76,7 @@ def add_reads(router: APIRouter, store: RequestStore) -> None:
         ),
     )
     async def find(filters: Annotated[Filters, Query()], request: Request) -> Page:
-        # one more than is shown tells whether there is a next page
+        # one more than is shown, to find out whether there is a next page
         found = await store.page(query_of(filters), filters.limit + 1)
         shown = found[: filters.limit]
         more = len(found) > len(shown)

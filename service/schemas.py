@@ -63,13 +63,13 @@ HIDDEN_FIELDS: Mapping[str, Any] = dict.fromkeys(
 class Accepted(BaseModel):
     id: UUID = Field(examples=[EXAMPLE_ID])
     status: Status = Field(examples=[Status.ACCEPTED])
-    link: str = Field(description="where its state can be read", examples=[EXAMPLE_PATH])
+    link: str = Field(description="path of the request", examples=[EXAMPLE_PATH])
 
 
 def create_responses(wrong_topic: str) -> dict[int | str, dict[str, Any]]:
     """wrong_topic: the message for an unknown topic, which names the configured ones."""
     accepted = {
-        "description": "It is stored and will be delivered; it can no longer be lost",
+        "description": "The request is stored durably and will be delivered",
         "headers": {
             "Location": {"schema": {"type": "string"}, "example": EXAMPLE_PATH},
             REPLAYED_HEADER: {
@@ -108,7 +108,7 @@ class Failure(BaseModel):
         description="the result code of the last attempt, for grouping", examples=["404"]
     )
     message: str = Field(
-        description="the same in words", examples=["slack refused it for good (404)"]
+        description="the reason in words", examples=["slack refused it for good (404)"]
     )
 
 
@@ -140,9 +140,9 @@ class Assistance(BaseModel):
         examples=["2026-11-23T10:15:31.456Z"],
     )
     channels: list[str] = Field(
-        description="the kinds of third party that it is delivered to", examples=[["slack"]]
+        description="kinds of third party that it is delivered to", examples=[["slack"]]
     )
-    attempts: int = Field(description="sum over all its deliveries", examples=[1])
+    attempts: int = Field(description="sum over its deliveries", examples=[1])
     failure: Failure | None = Field(
         description="why it `failed`: the first failed delivery's failure; else null",
         examples=[None],
@@ -151,7 +151,7 @@ class Assistance(BaseModel):
 
 
 class Page(BaseModel):
-    items: list[Assistance] = Field(description="the newest first")
+    items: list[Assistance] = Field(description="newest first")
     next: str | None = Field(
         description="the path of the next page; null on the last one",
         examples=[f"{PATH}?status=failed&cursor=MTc5NTQyODkzMDEyMzowZjVlMmY2Yw"],
@@ -160,7 +160,7 @@ class Page(BaseModel):
 
 class TimelineEntry(BaseModel):
     at: datetime | None = Field(
-        description="null where no time is known", examples=["2026-11-23T10:15:31.456Z"]
+        description="null if unknown", examples=["2026-11-23T10:15:31.456Z"]
     )
     what: str = Field(
         description="`accepted`, `appended`, `published`, `held`, `parked`, `discarded`, "
@@ -170,15 +170,13 @@ class TimelineEntry(BaseModel):
     subject: str = Field(
         description="the destination or the event concerned", examples=["slack, attempt 1"]
     )
-    detail: str = Field(description="the rest, in words", examples=["done, 200"])
+    detail: str = Field(description="further information in words", examples=["done, 200"])
 
 
 class Timeline(BaseModel):
     id: UUID = Field(examples=[EXAMPLE_ID])
     status: Status = Field(examples=[Status.SUCCEEDED])
-    entries: list[TimelineEntry] = Field(
-        description="in the order of time; what comes next stands at the end"
-    )
+    entries: list[TimelineEntry] = Field(description="in order of time; the next steps come last")
 
 
 def assistance(request: Request) -> Assistance:

@@ -20,10 +20,10 @@ from runtime.mongo import Database
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    at: when; None where no time is known.
+    at: the time, or None if unknown.
     what: one word (`accepted`, `appended`, `published`, `held`, `started`, `ended`, `next`, ...).
-    subject: the destination or the event that it is about.
-    detail: the rest, in words.
+    subject: the destination or event concerned.
+    detail: further information in words.
     """
 
     at: datetime | None
@@ -42,7 +42,7 @@ async def find_history(
     database: Database, request_id: str, projection: Mapping[str, Any] | None = None
 ) -> RequestHistory | None:
     """
-    projection: fields of the request to leave out; a field that was not read cannot be shown.
+    projection: fields of the request to exclude from the read, and so from the result.
 
     Raises PyMongoError.
     """
@@ -57,11 +57,10 @@ def timeline(
     request: Request, outbox_documents: Sequence[Mapping[str, Any]], *, now: datetime
 ) -> list[Entry]:
     """
-    In the order of time; what comes next stands at the end.
+    In order of time; the next steps come last.
 
-    Events of other applications, which may have the same key, are left out. One that has a type of
-    ours but no number in the request's order was written by another application: it is shown, and
-    marked as such.
+    Events of other applications, which may use the same key, are left out. An event that has one of
+    our types but no sequence number was written by another application; it is shown and marked.
     """
     ours = [document for document in outbox_documents if document.get("type") in EVENT_TYPES]
     in_order = sorted(ours, key=lambda document: seq_of(document) or 0)

@@ -1,14 +1,15 @@
-"""Transactions: the caller's deadline holds, and what was given up blocks nobody."""
+"""Transactions: the caller's deadline holds, and an abandoned one is aborted."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 import pymongo
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import InvalidOperation, PyMongoError
 
+from runtime import mongo
 from runtime.mongo import Database, Session, close, in_transaction, open_client
 
 
@@ -54,3 +55,51 @@ async def test_a_transaction_that_is_refused_leaves_nothing_behind(database: Dat
     with pytest.raises(PyMongoError):
         await in_transaction(database.client, write, deadline_seconds=2)
     assert await database["things"].count_documents({}) == 0
+
+
+class CommittedMeanwhile:
+    """
+    A session whose commit goes on in the driver's thread after its caller was cancelled, and ends
+    between the look at `in_transaction` and the abort, as motor's may.
+    """
+
+    in_transaction = True
+
+    def __init__(self) -> None:
+        self.committing = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def start_transaction(self, **_: object) -> None:
+        pass
+
+    async def commit_transaction(self) -> None:
+        self.committing.set()
+        await asyncio.Event().wait()
+
+    async def abort_transaction(self) -> None:
+        raise InvalidOperation("Cannot call abortTransaction after calling commitTransaction")
+
+
+async def test_a_task_cancelled_during_its_commit_ends_as_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = CommittedMeanwhile()
+
+    async def start_session(_client: object) -> CommittedMeanwhile:
+        return session
+
+    async def write(_session: Session) -> None:
+        pass
+
+    monkeypatch.setattr(mongo, "start_session", start_session)
+    client: Any = None
+    transaction = asyncio.create_task(in_transaction(client, write))
+    await session.committing.wait()
+    transaction.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await transaction

@@ -66,7 +66,7 @@ def test_a_commit_that_is_refused_again_and_again_is_answered_503_in_time(
     assert (written.requests(), written.events()) == ([], [])
 
 
-def test_a_transaction_that_is_begun_anew_writes_everything_once(
+def test_a_restarted_transaction_writes_everything_once(
     service: RunningService, written: Written
 ) -> None:
     with written.failing(

@@ -217,11 +217,11 @@ def test_one_request_is_shown_with_what_happened_and_what_comes_next(
     ):
         assert [line for line in lines if all(word in line for word in words)], words
 
-    told = json.loads(command("show", request_id, "--json"))
-    assert (told["id"], told["status"], told["description"]) == (request_id, "accepted", "x")
+    shown = json.loads(command("show", request_id, "--json"))
+    assert (shown["id"], shown["status"], shown["description"]) == (request_id, "accepted", "x")
     (next_of_slack,) = [
         entry
-        for entry in told["timeline"]
+        for entry in shown["timeline"]
         if entry["what"] == "next" and entry["subject"] == "slack"
     ]
     assert datetime.fromisoformat(next_of_slack["at"]) > now

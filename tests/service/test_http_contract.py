@@ -107,7 +107,9 @@ def test_the_additions_stand_beside_the_old_members(service: RunningService) -> 
     }
 
 
-def test_what_a_request_has_come_to_is_told(service: RunningService, written: Written) -> None:
+def test_a_request_shows_its_outcome_and_hides_internals(
+    service: RunningService, written: Written
+) -> None:
     request_id = service.accept()
     moment = datetime(2026, 11, 23, 10, 15, 30, tzinfo=UTC)
     attempt = {
@@ -134,30 +136,30 @@ def test_what_a_request_has_come_to_is_told(service: RunningService, written: Wr
     )
 
     found = service.http.get(f"{PATH}/{request_id}")
-    told = found.json()
-    assert (told["status"], told["channels"], told["attempts"]) == (
+    shown = found.json()
+    assert (shown["status"], shown["channels"], shown["attempts"]) == (
         "failed",
         ["email", "slack"],
         10,
     )
-    assert told["failure"] == {
+    assert shown["failure"] == {
         "destination": "slack",
         "reason": "permanent",
         "code": "404",
         "message": "slack refused it for good (404)",
     }
-    assert [delivery["state"] for delivery in told["deliveries"]] == [
+    assert [delivery["state"] for delivery in shown["deliveries"]] == [
         *("failed", "failed", "needs_decision")
     ]
-    assert [delivery["next_attempt_at"] for delivery in told["deliveries"]] == [None] * 3
-    assert told["deliveries"][0]["failure"] == told["failure"]
-    assert told["deliveries"][1]["failure"] == {
+    assert [delivery["next_attempt_at"] for delivery in shown["deliveries"]] == [None] * 3
+    assert shown["deliveries"][0]["failure"] == shown["failure"]
+    assert shown["deliveries"][1]["failure"] == {
         "destination": "mail",
         "reason": "attempts_used_up",
         "code": "connect_refused",
         "message": "mail did not take it in 8 attempts (connect_refused)",
     }
-    assert told["deliveries"][2]["failure"] is None
+    assert shown["deliveries"][2]["failure"] is None
 
     timeline = service.http.get(f"{PATH}/{request_id}/timeline")
     assert timeline.status_code == 200
@@ -168,7 +170,7 @@ def test_what_a_request_has_come_to_is_told(service: RunningService, written: Wr
     assert {**first, "what": "started", "detail": ""} in entries
     assert {**first, "what": "ended", "detail": "never, 404"} in entries
     listed = service.http.get(PATH, params={"status": "failed"})
-    assert told in listed.json()["items"]
+    assert shown in listed.json()["items"]
     for answer in (found, timeline, listed):
         for untold in ("host-of-ours", "third party said", "a-secret-of-ours"):
             assert untold not in answer.text
@@ -186,7 +188,7 @@ def test_each_topic_and_length_of_the_contract_is_accepted(
     assert service.http.get(f"{PATH}/{request_id}").json()["description"] == description
 
 
-def test_members_that_nobody_knows_are_ignored(service: RunningService) -> None:
+def test_unknown_members_are_ignored(service: RunningService) -> None:
     service.accept({**OLD_BODY, "priority": "high", "id": "mine", "status": "succeeded"})
 
 
@@ -222,7 +224,7 @@ ENUM = {
         (None, [("body", "missing")]),
     ],
 )
-def test_a_request_that_does_not_fit_is_told_where_and_why(
+def test_a_validation_error_says_where_and_why(
     service: RunningService, body: object, errors: list[tuple[str, str]]
 ) -> None:
     problem = assert_problem(service.post(body), 400, "invalid_request")
@@ -304,7 +306,7 @@ def test_each_configured_key_opens(service: RunningService) -> None:
         ("GET", f"{PATH}?limit=0"),
     ],
 )
-def test_without_a_good_key_nothing_is_told(
+def test_a_call_without_a_valid_key_learns_nothing(
     service: RunningService, method: str, path: str
 ) -> None:
     good = service.keys[0]
@@ -320,7 +322,7 @@ def test_without_a_good_key_nothing_is_told(
     refused: list[dict[bytes, bytes]] = [{}, *({b"X-API-KEY": key.encode()} for key in bad_keys)]
     with service.client({}) as http:
         for headers in refused:
-            # what is wrong with the rest of a stranger's call is none of his business
+            # an unauthenticated caller must not learn what else is wrong with the call
             answer = http.request(method, path, headers=headers, content="{")
             assert_problem(answer, 401, "unauthorized")
             assert answer.headers["WWW-Authenticate"]

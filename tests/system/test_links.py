@@ -1,0 +1,89 @@
+"""
+Every link of every process, spoiled in five ways.
+
+In each case the process has work to do, notices within seconds that a link is spoiled, does all of
+the work once the link is mended, and exits within its grace time while the link is spoiled again.
+The measured times are in docs/reliability.md. `make links` runs every case; `make test` a choice.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunProcess
+from tests.support.links import FAULTS, Mode
+from tests.support.subjects import (
+    CHANGE_STREAM,
+    CLOSING_SECONDS,
+    GRACE_SECONDS,
+    SUBJECTS,
+    Surroundings,
+    measure,
+)
+from tests.support.third_parties import ThirdParties
+
+#: Where `make links` collects what was measured, one JSON object a line.
+RESULTS = os.environ.get("LINKS_RESULTS")
+
+ONLY_THE_CHANGE_STREAM = "mongodb, change stream only"
+
+#: A fault is reported, or work resumes, within this time.
+NOTICE_SECONDS = 25
+RECOVERY_SECONDS = 25
+
+ALL_CASES = [
+    (process, peer, mode)
+    for process, subject in SUBJECTS.items()
+    for peer in (*subject.peers, *((ONLY_THE_CHANGE_STREAM,) if process == "relay" else ()))
+    for mode in FAULTS
+]
+
+CHOSEN = {
+    ("relay", ONLY_THE_CHANGE_STREAM, Mode.SILENT),
+    ("relay", "mongodb", Mode.SILENT),
+    ("relay", "rabbitmq", Mode.SILENT),
+    ("worker", "mongodb", Mode.TRICKLING),
+    ("worker", "rabbitmq", Mode.LOSING),
+    ("service", "mongodb", Mode.SILENT),
+}
+
+CASES = [
+    pytest.param(*case, marks=[] if case in CHOSEN else [pytest.mark.links], id=" ".join(case))
+    for case in ALL_CASES
+]
+
+
+@pytest.fixture
+def surroundings(
+    run_process: RunProcess,
+    mongodb_url: str,
+    database_name: str,
+    rabbitmq_url: str,
+    third_parties: ThirdParties,
+) -> Iterator[Surroundings]:
+    yield Surroundings(run_process, mongodb_url, database_name, rabbitmq_url, third_parties)
+
+
+@pytest.mark.parametrize(("process", "peer", "mode"), CASES)
+def test_a_spoiled_link_is_noticed_and_recovered_from_and_holds_up_no_stop(
+    surroundings: Surroundings, process: str, peer: str, mode: Mode
+) -> None:
+    subject = SUBJECTS[process](surroundings)
+    try:
+        if peer == ONLY_THE_CHANGE_STREAM:
+            measured = measure(subject, "mongodb", mode, carrying=CHANGE_STREAM)
+        else:
+            measured = measure(subject, peer, mode)
+    finally:
+        subject.close()
+    if RESULTS is not None:
+        case = {"process": process, "link": peer, "fault": mode.value, **asdict(measured)}
+        with Path(RESULTS).open("a") as results:
+            results.write(dumps(case) + "\n")
+    assert measured.noticed_seconds is None or measured.noticed_seconds < NOTICE_SECONDS
+    assert measured.recovered_seconds < RECOVERY_SECONDS
+    assert measured.exit_seconds < GRACE_SECONDS + CLOSING_SECONDS

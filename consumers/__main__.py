@@ -37,7 +37,7 @@ from runtime.settings import (
     refuse_settings,
     variable_name,
 )
-from runtime.shutdown import Stop
+from runtime.shutdown import DEFAULT_GRACE_SECONDS, Stop
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 dead_letters_cli.commands.command()(redrive_cli.redrive)
@@ -152,13 +152,17 @@ def run_one_worker(destination: str) -> None:
 
 def live(process: str, settings: ProcessSettings, life: Life) -> None:
     """Run a process until it ends or is stopped; if it cannot start, say why in one line."""
+    grace_seconds = getattr(settings, "shutdown_grace_seconds", DEFAULT_GRACE_SECONDS)
     set_up_logs(process, level=settings.log_level, format=settings.log_format)
 
     async def until_stopped() -> None:
         stop = Stop()
-        stop.on_signals()
-        with suppress(GivenUp):
-            await life(stop)
+        stop.on_signals(grace_seconds=grace_seconds)
+        try:
+            with suppress(GivenUp):
+                await life(stop)
+        finally:
+            stop.request()
 
     try:
         asyncio.run(until_stopped())

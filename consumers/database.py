@@ -69,7 +69,10 @@ async def open_database(
         await ensure_collection(database, OPERATION_ITEMS, indexes=operations.ITEMS_INDEXES)
 
     try:
-        await retry_while_unavailable(prepare, stop, patience_seconds=patience_seconds)
+        # no deadline for a try: an index takes as long as it takes, and the steps have their own
+        await retry_while_unavailable(
+            prepare, stop, try_seconds=None, patience_seconds=patience_seconds
+        )
         prepared = True
         yield database
     finally:

@@ -63,8 +63,9 @@ def run() -> None:
 
     async def live() -> None:
         stop = Stop()
-        stop.on_signals()
+        stop.on_signals(grace_seconds=settings.relay_drain_seconds)
         await run_relay(settings, stop)
+        stop.request()
 
     try:
         asyncio.run(live())

@@ -50,6 +50,7 @@ class Reader:
         report: Report,
         stop: Stop,
         *,
+        open_stream: Callable[[Position], OutboxStream],
         send: Callable[[Entry], None],
         on_decided: Callable[[], None],
     ) -> None:
@@ -60,6 +61,7 @@ class Reader:
         self._marks = marks
         self._report = report
         self._stop = stop
+        self._open_stream = open_stream
         self._send = send
         self._on_decided = on_decided
         self._sweep = Sweep(database, collection)
@@ -90,7 +92,7 @@ class Reader:
     async def _tail(self) -> None:
         """Admit what arrives on the stream, reading one batch ahead."""
         assert self._checkpoint.position is not None
-        stream = OutboxStream(self._database, self._collection, self._checkpoint.position)
+        stream = self._open_stream(self._checkpoint.position)
         self._unknown_in_a_row = 0
         reading = asyncio.create_task(stream.read(self._stop))
         try:

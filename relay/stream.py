@@ -13,9 +13,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from relay.checkpoint import Position
 from runtime.batch_cursor import Batch, BatchCursor
-from runtime.mongo import Database, Document, is_transient
+from runtime.mongo import Document, is_transient
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
+from runtime.stream_client import StreamClient
 
 #: Marks and expiries are changes too, and must not come back as events. `_id` is the resume token
 #: and has to survive. A token belongs to its pipeline: changing this causes a resync.
@@ -70,8 +71,8 @@ class OutboxStream:
     Raises PositionLost, and PyMongoError that is not transient.
     """
 
-    def __init__(self, database: Database, collection: str, position: Position) -> None:
-        self._database = database
+    def __init__(self, client: StreamClient, collection: str, position: Position) -> None:
+        self._client = client
         self._collection = collection
         self._position = position
         self._cursor: BatchCursor | None = None
@@ -84,17 +85,34 @@ class OutboxStream:
         delays = growing_delays()
         while True:
             try:
-                return self._reading(await self._next_batch())
+                reading = self._reading(await self._next_batch())
+                if not reading.changes:
+                    await self._shorten_deadline()
             except PyMongoError as error:
                 resuming = self._cursor is None and self._position.token is not None
-                await self.close()
+                await self._discard_cursor()
                 _raise_when_lost(error, resuming=resuming)
                 if not is_transient(error) or stop.requested:
                     raise
                 logger.warning("stream.reopened", reason=str(error))
+                if error.timeout:
+                    await self._client.extend()
+            else:
+                return reading
             await stop.rest(next(delays))
 
+    async def _shorten_deadline(self) -> None:
+        """It has caught up with the oplog: the next read is a short one again."""
+        if self._client.is_extended:
+            await self._discard_cursor()
+            await self._client.restore()
+
     async def close(self) -> None:
+        """Close the cursor and the client."""
+        await self._discard_cursor()
+        await self._client.close()
+
+    async def _discard_cursor(self) -> None:
         if self._cursor is not None:
             await self._cursor.close()
             self._cursor = None
@@ -104,7 +122,9 @@ class OutboxStream:
             return await self._cursor.next_batch(wait_ms=WAIT_MS)
         stages = [{"$changeStream": _start(self._position)}, *STAGES]
         command = {"aggregate": self._collection, "pipeline": stages}
-        self._cursor, batch = await BatchCursor.open(self._database, command, batch_size=BATCH_SIZE)
+        self._cursor, batch = await BatchCursor.open(
+            self._client.database, command, batch_size=BATCH_SIZE
+        )
         return batch
 
     def _reading(self, batch: Batch) -> Reading:

@@ -22,10 +22,12 @@ from relay.release import Release
 from relay.report import Leadership, Report
 from relay.settings import RelaySettings
 from relay.settler import Batch, Settler
+from relay.stream import OutboxStream
 from relay.window import Window
 from runtime.mongo import Database
 from runtime.rabbit import AmqpChannel, BrokerGone, Connection
 from runtime.shutdown import Stop
+from runtime.stream_client import StreamClient
 
 HELD_POLL_SECONDS = 0.25
 
@@ -81,6 +83,15 @@ class Term:
             self._marks,
             report,
             self._reading_stop,
+            open_stream=lambda position: OutboxStream(
+                StreamClient(
+                    settings.mongodb_url.get_secret_value(),
+                    settings.mongodb_database,
+                    process="relay",
+                ),
+                collection,
+                position,
+            ),
             send=self._publisher.dispatch,
             on_decided=self._on_decided,
         )

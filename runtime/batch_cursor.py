@@ -4,10 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pymongo
 from bson import Timestamp
 from pymongo.errors import OperationFailure, PyMongoError
 
-from runtime.mongo import ANY_WRITER, RAW, Database, Document, Session, start_session, with_remedy
+from runtime.mongo import (
+    ANY_WRITER,
+    CLOSE_SECONDS,
+    RAW,
+    Database,
+    Document,
+    Session,
+    start_session,
+    with_remedy,
+)
 from runtime.undecodable import cursor_in
 
 
@@ -75,7 +85,8 @@ class BatchCursor:
         try:
             if self._cursor_id:
                 command = {"killCursors": self._collection, "cursors": [self._cursor_id]}
-                await self._database.command(command, session=self._session)
+                with pymongo.timeout(CLOSE_SECONDS):
+                    await self._database.command(command, session=self._session)
         except PyMongoError:
             pass  # MongoDB is away or the cursor is gone: the server ends idle cursors by itself
         finally:

@@ -21,6 +21,7 @@ from inspect import isawaitable
 from math import inf
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import pymongo
@@ -85,6 +86,22 @@ ASKED_SERVER = re.compile(r"<ServerDescription \('([^']+)', (\d+)\)")
 #: A frozen server does not answer; the next try may find another primary.
 TRY_SECONDS = 5.0
 
+#: A connection that is not established by then is given up.
+CONNECT_SECONDS = 5.0
+
+#: How often the driver checks each server, and so how soon it notices one that is frozen.
+HEARTBEAT_SECONDS = 5.0
+
+#: A command that has no answer by then is given up with its connection. Every command of a process
+#: takes less; one that may take longer runs in a `pymongo.timeout` of its own, which replaces this.
+ANSWER_SECONDS = 10.0
+
+#: An index of a large collection takes as long as it takes.
+INDEX_BUILD_SECONDS = 24 * 3600.0
+
+#: How long a client may take to say goodbye to a server that does not answer.
+CLOSE_SECONDS = 1.0
+
 #: A transaction that conflicts with others is repeated for up to this long.
 TRANSACTION_SECONDS = 10.0
 
@@ -122,8 +139,26 @@ class GivenUp(Exception):
     """A stop was requested while MongoDB was unavailable; nothing was done."""
 
 
-def open_client(url: str, *, process: str, server_selection_seconds: float = 5.0) -> Client:
-    """A pooled client, one per process; writes are acknowledged by a majority."""
+def open_client(
+    url: str,
+    *,
+    process: str,
+    server_selection_seconds: float = 5.0,
+    answer_seconds: float = ANSWER_SECONDS,
+    overrule_url: bool = False,
+) -> Client:
+    """
+    A pooled client; writes are acknowledged by a majority.
+
+    answer_seconds: the deadline of a command outside any `pymongo.timeout`.
+    overrule_url: whether the deadlines replace those in the URL, such as its `socketTimeoutMS`.
+    """
+    deadlines = {
+        "connectTimeoutMS": CONNECT_SECONDS,
+        "heartbeatFrequencyMS": HEARTBEAT_SECONDS,
+        "socketTimeoutMS": answer_seconds,
+    }
+    in_url = set() if overrule_url else {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
     driver = DRIVERS[os.environ.get("MONGODB_DRIVER", "motor")]
     client: Client = driver(
         url,
@@ -133,13 +168,20 @@ def open_client(url: str, *, process: str, server_selection_seconds: float = 5.0
         readConcernLevel="majority",
         tz_aware=True,
         uuidRepresentation="standard",
+        **{
+            name: int(seconds * 1000)
+            for name, seconds in deadlines.items()
+            if name.lower() not in in_url
+        },
     )
     return client
 
 
 async def close(client: Client) -> None:
+    """Ends within `CLOSE_SECONDS`, also when the server does not answer."""
     closing: Any = client.close
-    await _result_of(closing())
+    with pymongo.timeout(CLOSE_SECONDS):
+        await _result_of(closing())
 
 
 async def aggregate(
@@ -297,12 +339,30 @@ async def ensure_collection(
             await _create_collection(database, name, options)
         elif options and existing[0]["options"].get("validator") != options["validator"]:
             # only if different: collMod waits for open transactions and blocks all other writes
-            await database.command({"collMod": name, **options})
+            await _command_of_any_length(database, {"collMod": name, **options})
         specifications = [dict(index) for index in indexes]
         if specifications:
-            await database.command({"createIndexes": name, "indexes": specifications})
+            await _command_of_any_length(
+                database, {"createIndexes": name, "indexes": specifications}
+            )
     except OperationFailure as error:
         raise with_remedy(error) from error
+
+
+async def _command_of_any_length(database: Database, command: Mapping[str, Any]) -> None:
+    """
+    A command that may rightly take hours, and mostly takes no time.
+
+    Its deadline is lifted only when it is exceeded while the server answers something else.
+    """
+    try:
+        await database.command(dict(command))
+    except PyMongoError as error:
+        if not error.timeout:
+            raise
+        await ping(database.client)
+        with pymongo.timeout(INDEX_BUILD_SECONDS):
+            await database.command(dict(command))
 
 
 async def _create_collection(database: Database, name: str, options: Mapping[str, Any]) -> None:

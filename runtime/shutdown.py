@@ -1,12 +1,30 @@
-"""How a process is stopped: SIGTERM or Ctrl-C once to drain, twice to exit at once."""
+"""
+How a process is stopped: SIGTERM or Ctrl-C once to drain, twice to exit at once.
+
+A stop ends within the grace time whatever hangs: a driver's thread that waits for a silent server
+cannot be cancelled, and Python would wait for it before it exits.
+"""
 
 import asyncio
 import os
 import signal
+import threading
 from contextlib import suppress
+
+from loguru import logger
 
 #: What a shell reports for a process that died of SIGINT; the operator asked twice.
 EXIT_FORCED = 130
+
+#: sysexits.h, EX_TEMPFAIL: the grace time is over and something still hangs. Nothing is lost: what
+#: was not finished is done again after the next start.
+EXIT_GRACE_OVER = 75
+
+#: For a process whose settings name no grace time.
+DEFAULT_GRACE_SECONDS = 10.0
+
+#: What closing the connections may take after the grace time, before the process is ended.
+CLOSING_SECONDS = 3.0
 
 
 class Stop:
@@ -19,6 +37,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._requested = threading.Event()
 
     @property
     def requested(self) -> bool:
@@ -26,6 +45,7 @@ class Stop:
 
     def request(self) -> None:
         self._event.set()
+        self._requested.set()
 
     async def wait(self) -> None:
         await self._event.wait()
@@ -35,13 +55,32 @@ class Stop:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
 
-    def on_signals(self) -> None:
-        """Call once, inside the running loop."""
+    def on_signals(self, *, grace_seconds: float = DEFAULT_GRACE_SECONDS) -> None:
+        """
+        Request a stop on SIGTERM and SIGINT. Call once, inside the running loop.
+
+        grace_seconds: once a stop is requested, by a signal or otherwise, the process is gone this
+        long plus `CLOSING_SECONDS` later.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        # started now: at the end there may be no thread left to be had
+        threading.Thread(
+            target=self._end_in_time,
+            args=[grace_seconds + CLOSING_SECONDS],
+            name="end in time",
+            daemon=True,
+        ).start()
 
     def _signalled(self) -> None:
         if self.requested:
             os._exit(EXIT_FORCED)
         self.request()
+
+    def _end_in_time(self, seconds: float) -> None:
+        self._requested.wait()
+        # never set: the process ends before, and this thread with it
+        threading.Event().wait(seconds)
+        logger.error("stop.forced", after_seconds=seconds, exit_code=EXIT_GRACE_OVER)
+        os._exit(EXIT_GRACE_OVER)

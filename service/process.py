@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from math import ceil
 
-import pymongo
 import uvicorn
 from fastapi import FastAPI
 from loguru import logger
@@ -25,7 +24,7 @@ async def serve(settings: ServiceSettings) -> None:
     Raises UnsuitableServer when MongoDB lacks something that the API needs.
     """
     stop = Stop()
-    stop.on_signals()
+    stop.on_signals(grace_seconds=settings.shutdown_grace_seconds)
     client = open_client(settings.mongodb_url.get_secret_value(), process="service")
     readiness = Readiness(client, client[settings.mongodb_database])
     listener = _Listener(create_app(settings, client, readiness), settings, stop)
@@ -33,8 +32,7 @@ async def serve(settings: ServiceSettings) -> None:
     await listener.serve()
     stop.request()
     await _let_end(preparing, settings.shutdown_grace_seconds)
-    with pymongo.timeout(1.0):
-        await close(client)
+    await close(client)
 
 
 async def _let_end(preparing: asyncio.Task[None], grace_seconds: float) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from relay.checkpoint import Position
 from relay.stream import OutboxStream
-from runtime.mongo import close, open_client
 from runtime.shutdown import Stop
+from runtime.stream_client import StreamClient
 from sandbox.servers import find_mongo
 from sandbox.waiting import wait_until
 from tests.chaos.relay.blows import OPLOG_THAT_ROLLS, roll_oplog
@@ -112,8 +112,8 @@ async def test_a_stream_goes_on_behind_the_moment_of_a_snapshot(world: OutboxWor
     with world.outbox.watch() as changes:
         world.append()
         moment = changes.next()["clusterTime"]
-    client = open_client(world.mongodb_url, process="test")
-    stream = OutboxStream(client[world.database_name], "outbox", Position(None, moment))
+    client = StreamClient(world.mongodb_url, world.database_name, process="test")
+    stream = OutboxStream(client, "outbox", Position(None, moment))
     try:
         assert not (await stream.read(Stop())).changes
         [later] = world.append()
@@ -121,7 +121,6 @@ async def test_a_stream_goes_on_behind_the_moment_of_a_snapshot(world: OutboxWor
         assert change.document["_id"] == later
     finally:
         await stream.close()
-        await close(client)
 
 
 def test_a_renamed_outbox(world: OutboxWorld, start_relay: StartRelay) -> None:

@@ -77,8 +77,9 @@ class Subject(ABC):
     def third_party_address(self) -> tuple[str, int]:
         raise NotImplementedError
 
+    @abstractmethod
     def prepare(self) -> None:
-        """What must exist before the process starts."""
+        """Make what must exist before the process starts."""
 
     @abstractmethod
     def start(self) -> OurProcess: ...
@@ -114,7 +115,7 @@ class Subject(ABC):
 
 
 class RelaySubject(Subject):
-    peers = ("mongodb", "rabbitmq")
+    peers: tuple[str, ...] = ("mongodb", "rabbitmq")
 
     def prepare(self) -> None:
         self.world = OutboxWorld(
@@ -135,7 +136,7 @@ class RelaySubject(Subject):
 
 
 class ConsumerSubject(Subject):
-    peers = ("mongodb", "rabbitmq")
+    peers: tuple[str, ...] = ("mongodb", "rabbitmq")
     name = "slack"
 
     def prepare(self) -> None:
@@ -156,7 +157,7 @@ class ConsumerSubject(Subject):
 
 
 class WorkerSubject(ConsumerSubject):
-    peers = ("mongodb", "rabbitmq", "third-party")
+    peers: tuple[str, ...] = ("mongodb", "rabbitmq", "third-party")
 
     def prepare(self) -> None:
         super().prepare()
@@ -164,7 +165,8 @@ class WorkerSubject(ConsumerSubject):
 
     def third_party_address(self) -> tuple[str, int]:
         at = urlsplit(self.around.third_parties.slack_url)
-        assert at.hostname is not None and at.port is not None
+        assert at.hostname is not None
+        assert at.port is not None
         return at.hostname, at.port
 
     def settings(self) -> dict[str, object]:
@@ -193,7 +195,7 @@ class SlackWorker(WorkerSubject):
 class EmailWorker(WorkerSubject):
     """Its calls to the third party are SMTP."""
 
-    peers = ("third-party",)
+    peers: tuple[str, ...] = ("third-party",)
     name = "email"
 
     def third_party_address(self) -> tuple[str, int]:
@@ -224,7 +226,7 @@ class DeadLetterSubject(ConsumerSubject):
 class ReconcilerSubject(ConsumerSubject):
     """Requests whose hint was published an hour ago and lost."""
 
-    peers = ("mongodb",)
+    peers: tuple[str, ...] = ("mongodb",)
     name = "reconciler"
 
     def prepare(self) -> None:
@@ -268,7 +270,7 @@ class ServiceSubject(Subject):
         while self.asked > self.deliveries.count("accepted"):
             key = {"Idempotency-Key": str(self.asked)}
             answer = self.service.http.post("/api/assistances", json=OLD_BODY, headers=key)
-            if answer.status_code != 202:  # noqa: PLR2004
+            if answer.status_code != 202:
                 return self.asked - self.deliveries.count("accepted")
         return 0
 

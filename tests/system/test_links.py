@@ -7,7 +7,6 @@ The measured times are in docs/reliability.md. `make links` runs every case; `ma
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
@@ -64,8 +63,8 @@ def surroundings(
     database_name: str,
     rabbitmq_url: str,
     third_parties: ThirdParties,
-) -> Iterator[Surroundings]:
-    yield Surroundings(run_process, mongodb_url, database_name, rabbitmq_url, third_parties)
+) -> Surroundings:
+    return Surroundings(run_process, mongodb_url, database_name, rabbitmq_url, third_parties)
 
 
 @pytest.mark.parametrize(("process", "peer", "mode"), CASES)

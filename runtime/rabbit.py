@@ -13,8 +13,10 @@ where an exception would close the connection: they only set a result, append or
 """
 
 import asyncio
+import random
+import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,10 +34,20 @@ from pika.exceptions import (
 )
 
 from runtime.content_frames import encode_message
+from runtime.settings import split_amqp_urls
 
 #: RabbitMQ 3.10 never answers a `basic.consume` sent within half a second of its start, while a
 #: quorum queue has no leader yet. Heartbeats continue meanwhile, so only a deadline detects it.
 ANSWER_DEADLINE_SECONDS = 10.0
+
+#: How long one address may take until a connection is open, before the next one is tried.
+ATTEMPT_SECONDS = 3.0
+
+#: How long what was sent may stay without TCP's acknowledgement, in milliseconds.
+UNACKNOWLEDGED_MS = 15_000
+
+#: How long the broker may take to agree to the end of a connection or channel.
+CLOSE_SECONDS = 1.0
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -108,6 +120,11 @@ class _JoiningConnection(AsyncioConnection):  # type: ignore[misc]  # pika publi
         if self._transport is not None:
             self._transport.write(joined)
 
+    def abort(self) -> None:
+        """Close the socket without a word; what is not sent yet is dropped."""
+        if self._transport is not None:
+            self._transport.abort()
+
 
 class Connection:
     """
@@ -143,8 +160,10 @@ class Connection:
         """Close; unacknowledged messages are requeued and exclusive queues deleted."""
         if self._raw.is_open:
             self._raw.close()
-        # a broker that hangs must not delay the end of a process
-        await _first_of(self.closed, timeout_seconds=2)
+        await _first_of(self.closed, timeout_seconds=CLOSE_SECONDS)
+        if not self.closed.done():
+            # the broker would keep what belongs to this connection, such as the relay's lock
+            self._raw.abort()
 
     def gone(self) -> BrokerGone:
         """The error to raise when an answer did not come."""
@@ -185,6 +204,7 @@ class AmqpChannel:
         self._raw = raw
         self._connection = connection
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self._prefetch = 0
         raw.add_on_close_callback(self._on_close)
 
     async def declare_exchange(self, name: str, kind: str) -> None:
@@ -293,10 +313,18 @@ class AmqpChannel:
             _resolve(self.closed, ChannelClosed(NOT_FOUND, f"queue {queue} is gone"))
 
         self._raw.add_on_cancel_callback(cancelled)
+        self._prefetch = prefetch
         await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
         answer = await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=received)
         tag: str = answer.method.consumer_tag
         return tag
+
+    async def check_answers(self) -> None:
+        """
+        Ask the broker something that changes nothing: heartbeats, of eight bytes each, still pass a
+        link that is too slow for anything else.
+        """
+        await self._ask(self._raw.basic_qos, prefetch_count=self._prefetch)
 
     async def stop_consuming(self, tag: str) -> None:
         """No message comes after this; unacknowledged ones stay with this consumer."""
@@ -321,7 +349,7 @@ class AmqpChannel:
         """Close; unacknowledged messages are requeued."""
         if self._raw.is_open:
             self._raw.close()
-            await _first_of(self.closed, self._connection.closed, timeout_seconds=2)
+            await _first_of(self.closed, self._connection.closed, timeout_seconds=CLOSE_SECONDS)
 
     async def _ask(self, method: Callable[..., Any], **arguments: Any) -> Any:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -345,30 +373,74 @@ class AmqpChannel:
         _resolve(self.closed, _channel_error(reason))
 
 
-async def connect(url: str, *, name: str, heartbeat_seconds: int) -> Connection:
+async def connect(urls: str, *, name: str, heartbeat_seconds: int) -> Connection:
     """
+    Connect to the first node that answers. All addresses of all hosts are tried in random order;
+    each has a few seconds, so that a frozen or unreachable one delays the others by no more.
+
+    urls: one URL or several, as in RABBITMQ_URL.
     name: the connection name shown by the broker's management tools.
     heartbeat_seconds: a frozen peer is detected after two to three of these.
 
-    Raises BrokerGone or BrokerRefused; neither message repeats the URL, which holds a password.
+    Raises BrokerGone or BrokerRefused; neither message repeats a URL, which holds a password.
     """
-    try:
-        parameters = pika.URLParameters(url)
-    except (ValueError, TypeError) as error:
-        raise BrokerRefused("RABBITMQ_URL is not an AMQP URL: correct it") from error
-    parameters.heartbeat = heartbeat_seconds
-    parameters.client_properties = {"connection_name": name}
+    problems: list[BrokerError] = []
+    for parameters in await _addresses(split_amqp_urls(urls), problems):
+        parameters.heartbeat = heartbeat_seconds
+        parameters.client_properties = {"connection_name": name}
+        try:
+            return await _connect_to(parameters)
+        except BrokerError as problem:
+            problems.append(problem)
+    refusals = [problem for problem in problems if isinstance(problem, BrokerRefused)]
+    raise (refusals or problems)[-1]
+
+
+async def _addresses(
+    urls: Sequence[str], problems: list[BrokerError]
+) -> Sequence[pika.ConnectionParameters]:
+    """One set of parameters per address; a host that has no address is noted as a problem."""
+    found = []
+    for url in urls:
+        try:
+            parameters = pika.URLParameters(url)
+        except (ValueError, TypeError) as error:
+            raise BrokerRefused("RABBITMQ_URL is not an AMQP URL: correct it") from error
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS):
+                answers = await asyncio.get_running_loop().getaddrinfo(
+                    parameters.host, parameters.port, type=socket.SOCK_STREAM
+                )
+        except OSError as error:
+            problems.append(BrokerGone(f"{parameters.host}: {_words(error)}"))
+            continue
+        for host in dict.fromkeys(answer[4][0] for answer in answers):
+            one = pika.URLParameters(url)
+            if one.ssl_options is not None and one.ssl_options.server_hostname is None:
+                one.ssl_options.server_hostname = one.host  # what the certificate is for
+            one.host = host
+            found.append(one)
+    random.shuffle(found)
+    return found
+
+
+async def _connect_to(parameters: pika.ConnectionParameters) -> Connection:
     parameters.connection_attempts = 1
-    parameters.socket_timeout = parameters.stack_timeout = 10.0
+    parameters.socket_timeout = parameters.stack_timeout = ATTEMPT_SECONDS
+    parameters.tcp_options = {"TCP_USER_TIMEOUT": UNACKNOWLEDGED_MS}
     opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    _JoiningConnection(
+    raw = _JoiningConnection(
         parameters,
         # created in the callback, so that an immediate loss is noticed
         on_open_callback=lambda raw: _resolve(opened, Connection(raw)),
         on_open_error_callback=lambda _raw, error: _resolve(opened, error),
         custom_ioloop=asyncio.get_running_loop(),
     )
-    result = await opened
+    await _first_of(opened, timeout_seconds=ATTEMPT_SECONDS + 1)
+    if not opened.done():
+        raw.abort()
+        raise BrokerGone(f"no connection within {ATTEMPT_SECONDS:g} s")
+    result = opened.result()
     if isinstance(result, BaseException):
         raise _connect_error(result)
     assert isinstance(result, Connection)

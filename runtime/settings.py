@@ -6,6 +6,7 @@ variables, also read from a file `.env` in the working directory. `NAME_FILE` na
 holds the value of `NAME`: this is how secrets are mounted into a container.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +72,27 @@ def _parse_amqp_url(url: str) -> None:
     if not parts.hostname or parts.port == 0:
         raise ValueError("no host, or no port")
     _without_at_sign(parts.path + parts.query + parts.fragment)
+
+
+#: Only before another URL: a comma may be part of a password.
+BETWEEN_AMQP_URLS = re.compile(r"\s*,\s*(?=amqps?://)")
+
+
+def split_amqp_urls(text: str) -> list[str]:
+    """The URLs of one or several nodes, separated by commas."""
+    return BETWEEN_AMQP_URLS.split(text.strip())
+
+
+def _parse_amqp_urls(text: str) -> None:
+    for url in split_amqp_urls(text):
+        _parse_amqp_url(url)
+
+
+def _one_virtual_host(urls: SecretStr) -> SecretStr:
+    paths = {urlsplit(url).path.strip("/") for url in split_amqp_urls(urls.get_secret_value())}
+    if len(paths) > 1:
+        raise ValueError("its URLs must all name the same virtual host")
+    return urls
 
 
 def _without_at_sign(after_address: str) -> None:
@@ -178,10 +200,14 @@ class MongoSettings(ProcessSettings):
 
 
 class RabbitSettings(ProcessSettings):
-    rabbitmq_url: Annotated[SecretStr, _url("AMQP", ("amqp://", "amqps://"), _parse_amqp_url)] = (
-        Field(
-            description="URL of the broker, with credentials and virtual host: amqp://user:password@host:5672/"
-        )
+    rabbitmq_url: Annotated[
+        SecretStr,
+        _url("AMQP", ("amqp://", "amqps://"), _parse_amqp_urls),
+        AfterValidator(_one_virtual_host),
+    ] = Field(
+        description="URL of the broker, with credentials and virtual host: "
+        "amqp://user:password@host:5672/. Separate the URLs of several nodes by commas: each "
+        "connection tries their addresses in random order until one answers"
     )
     rabbitmq_heartbeat_seconds: int = Field(
         default=5,

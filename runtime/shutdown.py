@@ -24,7 +24,7 @@ EXIT_GRACE_OVER = 75
 DEFAULT_GRACE_SECONDS = 10.0
 
 #: What closing the connections may take after the grace time, before the process is ended.
-CLOSING_SECONDS = 3.0
+CLOSING_SECONDS = 4.0
 
 
 class Stop:

@@ -30,6 +30,9 @@ PREFETCH_RATIO = 2
 #: again. Otherwise a broker that accepts and drops connections would be asked ten times a second.
 GOOD_CONNECTION_SECONDS = 10.0
 
+#: How often a consumer that waits for messages asks whether the broker still answers.
+CHECK_SECONDS = 5.0
+
 
 class NotNow(Exception):
     """Raised by a handler whose message must be requeued, because the flow has changed."""
@@ -171,18 +174,23 @@ class Subscriber:
         """Returns when the flow has changed or a stop is requested; raises BrokerError."""
         stopped = asyncio.create_task(self._stop.wait())
         changed = asyncio.create_task(self._flow.changed_since(generation))
-        over = (stopped, changed, channel.closed, connection_closed)
+        checking = asyncio.create_task(_check_link(channel))
+        over = (stopped, changed, checking, channel.closed, connection_closed)
         try:
             await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
             changed.cancel()
+            checking.cancel()
+        no_answer = checking.exception() if checking.done() else None
         if self._stop.requested:
             return
         if channel.closed.done():
             raise channel.closed.result()
         if connection_closed.done():
             raise BrokerGone(connection_closed.result())
+        if no_answer is not None:
+            raise no_answer
 
     async def _begin_each(
         self, arrived: asyncio.Queue[AmqpMessage], channel: AmqpChannel, over: asyncio.Event
@@ -235,6 +243,13 @@ class Subscriber:
         if late:
             logger.warning("worker.let_go", in_hand=len(late))
             await asyncio.wait(late)
+
+
+async def _check_link(channel: AmqpChannel) -> None:
+    """Raises BrokerError once the broker no longer answers; a consumer asks for nothing else."""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        await channel.check_answers()
 
 
 def error_location(error: Exception) -> str:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ import pika
 
 from outbox.collection import OUTBOX
 from sandbox.ports import free_ports
+from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, email_settings, slack_settings
 from tests.support.links import Link, Mode
@@ -22,12 +24,11 @@ from tests.support.outbox_world import OutboxWorld
 from tests.support.processes import OurProcess
 from tests.support.running_service import OLD_BODY, RunningService, service_environment
 from tests.support.third_parties import ThirdParties
-from tests.support.waiting import wait_until
 
 GRACE_SECONDS = 4
 
 #: What a process needs after its grace time to close its connections and to end.
-CLOSING_SECONDS = 5
+CLOSING_SECONDS = 6
 
 CHANGE_STREAM = b"$changeStream"
 
@@ -267,11 +268,12 @@ class ServiceSubject(Subject):
         self.asked += 1
 
     def open_count(self) -> int:
-        while self.asked > self.deliveries.count("accepted"):
-            key = {"Idempotency-Key": str(self.asked)}
+        while open_count := self.asked - self.deliveries.count("accepted"):
+            # the same key until it is accepted, so that none is accepted twice
+            key = {"Idempotency-Key": f"number {open_count} of {self.asked}"}
             answer = self.service.http.post("/api/assistances", json=OLD_BODY, headers=key)
-            if answer.status_code != 202:
-                return self.asked - self.deliveries.count("accepted")
+            if answer.status_code != HTTPStatus.ACCEPTED:
+                return open_count
         return 0
 
 

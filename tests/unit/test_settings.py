@@ -16,6 +16,7 @@ from runtime.settings import (
     RabbitSettings,
     SettingsTable,
     read_settings,
+    split_amqp_urls,
     variable_name,
 )
 from tests.support.processes import bare_environment
@@ -250,3 +251,23 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         for name, value in variables.items():
             patch.setenv(name, value)
         yield
+
+
+NODES = "amqp://u:a,b@one/v,amqps://u:a,b@two:5671/v , amqp://u:a,b@three/v"
+
+
+def test_several_nodes_of_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", NODES)
+    settings = read_settings(RabbitSettings)
+    assert not isinstance(settings, list)
+    assert split_amqp_urls(settings.rabbitmq_url.get_secret_value()) == [
+        "amqp://u:a,b@one/v",
+        "amqps://u:a,b@two:5671/v",
+        "amqp://u:a,b@three/v",
+    ]
+
+
+def test_nodes_with_different_virtual_hosts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://u:secret@one/v,amqp://u:secret@two/w")
+    [problem] = read_settings(RabbitSettings)
+    assert problem == "RABBITMQ_URL: its URLs must all name the same virtual host"

@@ -1,6 +1,5 @@
 """`python -m consumers run slack`, `... run dead-letters`, `... run reconciler`, `... topology`"""
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -28,6 +27,7 @@ from consumers.settings import (
 )
 from runtime.logs import set_up_logs
 from runtime.mongo import GivenUp, UnsuitableServer, retry_while_unavailable
+from runtime.process import run_process
 from runtime.rabbit import BrokerError, connect
 from runtime.settings import (
     ProcessSettings,
@@ -155,17 +155,12 @@ def live(process: str, settings: ProcessSettings, life: Life) -> None:
     grace_seconds = getattr(settings, "shutdown_grace_seconds", DEFAULT_GRACE_SECONDS)
     set_up_logs(process, level=settings.log_level, format=settings.log_format)
 
-    async def until_stopped() -> None:
-        stop = Stop()
-        stop.on_signals(grace_seconds=grace_seconds)
-        try:
-            with suppress(GivenUp):
-                await life(stop)
-        finally:
-            stop.request()
+    async def until_given_up(stop: Stop) -> None:
+        with suppress(GivenUp):
+            await life(stop)
 
     try:
-        asyncio.run(until_stopped())
+        run_process(until_given_up, grace_seconds=grace_seconds)
     except (UnsuitableServer, BrokerError) as refusal:
         sys.exit(f"{process} does not start: {refusal}")
 

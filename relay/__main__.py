@@ -17,6 +17,7 @@ from relay.settings import OutboxSettings, RelaySettings
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
 from runtime.operations import NothingToDo, Operator
+from runtime.process import run_process
 from runtime.rabbit import BrokerRefused
 from runtime.settings import load_settings
 from runtime.shutdown import Stop
@@ -61,14 +62,11 @@ def run() -> None:
     settings = load_settings(RelaySettings, "relay")
     set_up_logs("relay", level=settings.log_level, format=settings.log_format)
 
-    async def live() -> None:
-        stop = Stop()
-        stop.on_signals(grace_seconds=settings.relay_drain_seconds)
+    async def live(stop: Stop) -> None:
         await run_relay(settings, stop)
-        stop.request()
 
     try:
-        asyncio.run(live())
+        run_process(live, grace_seconds=settings.relay_drain_seconds)
     except (UnsuitableServer, BrokerRefused) as refusal:
         sys.exit(f"relay: {refusal}")
 

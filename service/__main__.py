@@ -1,6 +1,5 @@
 """`python -m service`: run the API, show one request's history, audit all of them."""
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
@@ -12,6 +11,7 @@ from rich.console import Console
 from assistance.waiting import OVERDUE_AFTER_SECONDS
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
+from runtime.process import run_process
 from runtime.settings import MongoSettings, load_settings
 from runtime.terminal import (
     AsJson,
@@ -37,7 +37,9 @@ def run() -> None:
     settings = load_settings(ServiceSettings, "service")
     set_up_logs("service", level=settings.log_level, format=settings.log_format)
     try:
-        asyncio.run(serve(settings))
+        run_process(
+            lambda stop: serve(settings, stop), grace_seconds=settings.shutdown_grace_seconds
+        )
     except UnsuitableServer as refusal:
         logger.error(str(refusal))
         raise typer.Exit(1) from None

@@ -17,14 +17,12 @@ from service.readiness import Readiness
 from service.settings import ServiceSettings
 
 
-async def serve(settings: ServiceSettings) -> None:
+async def serve(settings: ServiceSettings, stop: Stop) -> None:
     """
     Returns when all calls in progress have been answered, or the grace time is over.
 
     Raises UnsuitableServer when MongoDB lacks something that the API needs.
     """
-    stop = Stop()
-    stop.on_signals(grace_seconds=settings.shutdown_grace_seconds)
     client = open_client(settings.mongodb_url.get_secret_value(), process="service")
     readiness = Readiness(client, client[settings.mongodb_database])
     listener = _Listener(create_app(settings, client, readiness), settings, stop)

@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.support.third_parties",
     "tests.support.deliveries",
     "tests.support.outbox_world",
+    "tests.support.subjects",
 ]
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()

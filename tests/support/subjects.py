@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pika
+import pytest
 
 from outbox.collection import OUTBOX
 from sandbox.ports import free_ports
@@ -267,6 +268,9 @@ class ServiceSubject(Subject):
     def ask(self) -> None:
         self.asked += 1
 
+    def has_noticed(self) -> bool:
+        return self.service.http.get("/readyz").status_code != HTTPStatus.OK
+
     def open_count(self) -> int:
         while open_count := self.asked - self.deliveries.count("accepted"):
             # the same key until it is accepted, so that none is accepted twice
@@ -364,3 +368,14 @@ def wait_done_after_asking(subject: Subject) -> None:
     for _ in range(2):
         subject.ask()
     wait_done(subject, 30)
+
+
+@pytest.fixture
+def surroundings(
+    run_process: RunProcess,
+    mongodb_url: str,
+    database_name: str,
+    rabbitmq_url: str,
+    third_parties: ThirdParties,
+) -> Surroundings:
+    return Surroundings(run_process, mongodb_url, database_name, rabbitmq_url, third_parties)

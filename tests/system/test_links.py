@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import RunProcess
 from tests.support.links import FAULTS, Mode
 from tests.support.subjects import (
     CHANGE_STREAM,
@@ -23,7 +22,6 @@ from tests.support.subjects import (
     Surroundings,
     measure,
 )
-from tests.support.third_parties import ThirdParties
 
 #: Where `make links` collects what was measured, one JSON object a line.
 RESULTS = os.environ.get("LINKS_RESULTS")
@@ -54,17 +52,6 @@ CASES = [
     pytest.param(*case, marks=[] if case in CHOSEN else [pytest.mark.links], id=" ".join(case))
     for case in ALL_CASES
 ]
-
-
-@pytest.fixture
-def surroundings(
-    run_process: RunProcess,
-    mongodb_url: str,
-    database_name: str,
-    rabbitmq_url: str,
-    third_parties: ThirdParties,
-) -> Surroundings:
-    return Surroundings(run_process, mongodb_url, database_name, rabbitmq_url, third_parties)
 
 
 @pytest.mark.parametrize(("process", "peer", "mode"), CASES)

@@ -20,7 +20,6 @@ from runtime.operations import NothingToDo, Operator
 from runtime.process import run_process
 from runtime.rabbit import BrokerRefused
 from runtime.settings import load_settings
-from runtime.shutdown import Stop
 from runtime.terminal import (
     AsJson,
     Who,
@@ -62,11 +61,10 @@ def run() -> None:
     settings = load_settings(RelaySettings, "relay")
     set_up_logs("relay", level=settings.log_level, format=settings.log_format)
 
-    async def live(stop: Stop) -> None:
-        await run_relay(settings, stop)
-
     try:
-        run_process(live, grace_seconds=settings.relay_drain_seconds)
+        run_process(
+            lambda stop: run_relay(settings, stop), grace_seconds=settings.relay_drain_seconds
+        )
     except (UnsuitableServer, BrokerRefused) as refusal:
         sys.exit(f"relay: {refusal}")
 

@@ -72,7 +72,7 @@ class OutboxStream:
     """
 
     def __init__(self, client: StreamClient, collection: str, position: Position) -> None:
-        self._client = client
+        self._stream_access = client
         self._collection = collection
         self._position = position
         self._cursor: BatchCursor | None = None
@@ -96,21 +96,21 @@ class OutboxStream:
                     raise
                 logger.warning("stream.reopened", reason=str(error))
                 if error.timeout:
-                    await self._client.extend()
+                    await self._stream_access.extend()
             else:
                 return reading
             await stop.rest(next(delays))
 
     async def _shorten_deadline(self) -> None:
         """It has caught up with the oplog: the next read is a short one again."""
-        if self._client.is_extended:
+        if self._stream_access.is_extended:
             await self._discard_cursor()
-            await self._client.restore()
+            await self._stream_access.restore()
 
     async def close(self) -> None:
         """Close the cursor and the client."""
         await self._discard_cursor()
-        await self._client.close()
+        await self._stream_access.close()
 
     async def _discard_cursor(self) -> None:
         if self._cursor is not None:
@@ -123,7 +123,7 @@ class OutboxStream:
         stages = [{"$changeStream": _start(self._position)}, *STAGES]
         command = {"aggregate": self._collection, "pipeline": stages}
         self._cursor, batch = await BatchCursor.open(
-            self._client.database, command, batch_size=BATCH_SIZE
+            self._stream_access.database, command, batch_size=BATCH_SIZE
         )
         return batch
 

@@ -13,9 +13,9 @@ The state machine of a delivery: one request on its way to one destination.
              │ └── redrive, by an operator only ────────────│────── failed            │
              │                                              │ unknown, and the        │
              │                                              v rule is to ask          │
-             └── again, an operator says ────────── needs_decision ── sent, he says ──┘
+             └── retry, by an operator ──────────── needs_decision ── sent, confirmed ┘
 
-Who holds the newest fence may record; everybody else is refused. Waiting never fails a delivery.
+Only the holder of the newest fence may record an outcome. Waiting never fails a delivery.
 """
 
 import random
@@ -44,22 +44,22 @@ OPEN_STATES = (*ACTIVE_STATES, DeliveryState.NEEDS_DECISION.value)
 
 
 class UnknownRule(StrEnum):
-    """What follows a call that was made and not answered, by the destination's configuration."""
+    """What follows an unknown outcome; a setting of each destination."""
 
     REPEAT = "repeat"
     ASK = "ask"
 
 
-#: A published hint may be lost by the broker. It is given this long before a new one goes out, and
-#: each further one doubles the wait, so that a long queue is not stormed.
+#: The broker may lose a published hint, so a new one is sent after this time. The wait doubles with
+#: each further hint, so that a long queue is not flooded.
 HINT_PATIENCE_SECONDS = 60.0
 HINT_PATIENCE_CAP_SECONDS = 3600.0
 
 
 class Attempt(TypedDict):
     """
-    One claim and what came of it. `calls` counts the tries made under it; `counted` is false where
-    it does not use up one of the attempts.
+    One claim and its outcome. `calls` counts the calls made under it; `counted` is false when it
+    uses up none of the attempts.
     """
 
     number: int
@@ -76,11 +76,12 @@ class Attempt(TypedDict):
 
 class Delivery(TypedDict):
     """
-    due_at: not to be tried before; lease_until: claimed until then; hint_until: the newest hint
-    is trusted until then; hints: how many were sent since the last attempt.
-    attempts_counted: how many of its attempts are used up; an operator who opens it again sets it
-    to 0. Where it is missing all that were made count.
-    redriven_by: the operation that opened it again last, if any did.
+    due_at: not tried before this time.
+    lease_until: claimed until this time.
+    hint_until: the newest hint is trusted until this time.
+    hints: how many hints were sent since the last attempt.
+    attempts_counted: how many attempts are used up; a redrive sets it to 0. If missing, all count.
+    redriven_by: the operation that reopened it last, if any.
     """
 
     destination: str
@@ -127,8 +128,8 @@ def is_active(delivery: Delivery) -> bool:
 
 def next_look_at(delivery: Delivery) -> datetime | None:
     """
-    When the reconciler should look at it: nothing is owed before. None when it is closed, or waits
-    for a person.
+    The time from which the reconciler may have to act on it, or None when it is closed or waits for
+    an operator.
     """
     if not is_active(delivery):
         return None
@@ -139,7 +140,7 @@ def next_look_at(delivery: Delivery) -> datetime | None:
 
 
 def hint_patience_seconds(hints_sent: int) -> float:
-    """How long the newest of so many hints is trusted: 1, 2, 4, ... minutes, an hour at most."""
+    """How long the newest of `hints_sent` hints is trusted: 1, 2, 4, ... minutes, up to an hour."""
     doubled = HINT_PATIENCE_SECONDS * 2.0 ** min(hints_sent - 1, 16)
     return min(doubled, HINT_PATIENCE_CAP_SECONDS)
 
@@ -163,7 +164,7 @@ class TryAgain:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Whether the third party has it is for a person to find out."""
+    """A person must find out whether the third party has the message."""
 
 
 Conclusion = Succeeded | Failed | TryAgain | Ask
@@ -196,7 +197,7 @@ def conclude(
         case Never():
             return Failed(PERMANENT)
         case Later(counts=False):
-            spare_seconds = policy.spare_delay_seconds(verdict.retry_after_seconds, randomness)
+            spare_seconds = policy.uncounted_delay_seconds(verdict.retry_after_seconds, randomness)
             return TryAgain(now + timedelta(seconds=spare_seconds))
         case Unknown() if on_unknown is UnknownRule.ASK:
             return Ask()

@@ -1,9 +1,10 @@
-"""When a delivery that did not succeed is tried again: a policy answers seconds or None."""
+"""When a delivery is tried again: the policy returns seconds or None, and never sleeps."""
 
 import random
 from dataclasses import dataclass
 
-#: The example schedule of Standard Webhooks 1.0.0, shortened: nobody waits a day for a salesperson.
+#: The example schedule of Standard Webhooks 1.0.0, shortened: a request is of no use after a day.
+#: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 #:
 #:   attempt   1   2     3      4      5       6       7     8
 #:   waits     -   5 s   30 s   2 min  10 min  30 min  2 h   6 h
@@ -14,8 +15,8 @@ DEFAULT_DELAYS_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0)
 class RetryPolicy:
     """
     delays_seconds: the wait after the first, second, ... attempt; one attempt more than delays.
-    jitter_ratio: each wait is spread evenly over +- this share, so that a crowd does not return
-    as a crowd.
+    jitter_ratio: each wait is randomly longer or shorter by up to this share, so that deliveries
+    that failed together are not retried together.
     retry_after_cap_seconds: the longest wait that a third party may ask for.
     """
 
@@ -37,7 +38,7 @@ class RetryPolicy:
             return self._asked_for(retry_after_seconds)
         return self._spread(self.delays_seconds[attempts_made - 1], randomness)
 
-    def spare_delay_seconds(
+    def uncounted_delay_seconds(
         self, retry_after_seconds: float | None, randomness: random.Random
     ) -> float:
         """Seconds until the next attempt after one that does not count."""

@@ -68,7 +68,7 @@ def check_routing(channels: Mapping[str, str], routes: Mapping[str, list[str]]) 
         if len(set(names)) != len(names):
             problems.append(f"topic {topic!r} names a destination twice")
         problems += [
-            f"topic {topic!r} goes to {name!r}, which is no destination; "
+            f"topic {topic!r} goes to {name!r}, which is not a destination; "
             f"known: {', '.join(sorted(channels)) or 'none'}"
             for name in names
             if name not in channels

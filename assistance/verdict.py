@@ -1,13 +1,13 @@
 """
-What one call to a third party came to. A channel's file translates its vendor into one of these.
+The verdict on one call to a third party. Each channel translates its vendor's answers.
 
-Done     it has the message
-Later    it does not have it, and another try may help
-Never    it does not have it, and no try will help
-Unknown  it may have it: the message was sent and no answer came, or the worker died in mid-call
+Done     the third party has the message
+Later    it does not have the message, and a later attempt may succeed
+Never    it does not have the message, and no attempt will succeed
+Unknown  it may have the message: the answer was lost, or the worker died during the call
 
-`code` is a short word or number for operators to group by (`429`, `connect_refused`);
-`excerpt` is what the third party said, cut and redacted: it is stored and shown.
+`code` is a short word or number that operators group by (`429`, `connect_error`). `excerpt` is the
+beginning of the answer, redacted: it is stored and shown.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ class Done:
 @dataclass(frozen=True, slots=True)
 class Later:
     """
-    retry_after_seconds: what the third party asked for; it wins over the schedule.
-    disables: it wants no more messages here at all, until a person has seen to the destination.
-    counts: false where nobody was called, or the destination was tried rather than this delivery:
-    then it uses up none of the delivery's attempts.
+    retry_after_seconds: the wait that the third party asked for.
+    disables: the third party accepts no more messages here, until an operator resumes the
+    destination.
+    counts: false when no call was made, or when the call tested the destination rather than this
+    delivery. It then uses up none of the delivery's attempts.
     """
 
     code: str

@@ -1,4 +1,4 @@
-"""What each of the consumers reads from its environment; every table is checked at boot."""
+"""The settings of each consumer process. Every table is checked when the process starts."""
 
 from typing import Annotated, Any, Self, TypeVar
 
@@ -18,14 +18,15 @@ from runtime.settings import (
     port_from,
 )
 
-#: What a call in process may wait before its second try; each further one waits twice as long.
+#: The wait before the second call of an attempt; each further wait is twice as long.
 FIRST_PAUSE_SECONDS = 0.5
 
-#: A channel keeps its own deadline; one that does not is cut off so much later.
+#: A channel enforces the call timeout itself. One that does not is cancelled this much later.
 OVERRUN_SECONDS = 1.0
 
-#: Messages wait for their turn in a worker's hand, which RabbitMQ takes from it after half an hour.
-SLOWEST_RATE_PER_SECOND = 0.1
+#: A worker holds messages unacknowledged while they wait for their slots, and RabbitMQ closes its
+#: channel after half an hour: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+MIN_RATE_PER_SECOND = 0.1
 
 
 def _numbers(value: Any) -> Any:
@@ -43,13 +44,16 @@ class TopologySettings(RabbitSettings, RoutingTable):
     delivery_limit: int = Field(
         default=20,
         ge=1,
-        description="how often the broker hands out a message that crashes its worker",
+        description="how many times RabbitMQ delivers a message that is never acknowledged, before "
+        "it is dead-lettered",
     )
 
 
 class ReceivingSettings(MongoSettings, RabbitSettings, MonitoringSettings):
     shutdown_grace_seconds: float = Field(
-        default=25.0, gt=0, description="how long a stop waits for what is in hand"
+        default=25.0,
+        gt=0,
+        description="how long a stopping process waits for the messages it is handling",
     )
 
 
@@ -57,44 +61,57 @@ Delays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_n
 
 
 class CallSettings(SettingsTable):
-    """How third parties are called, where a destination's own table says nothing else."""
+    """How third parties are called, unless the destination has a setting of its own."""
 
     retry_delays_seconds: Delays = Field(
         default=DEFAULT_DELAYS_SECONDS,
-        description="waits after the first, second, ... attempt; one attempt more than waits",
+        description="the wait after the first, second, ... attempt of a delivery. It fails after "
+        "one attempt more than there are waits",
     )
     retry_jitter_ratio: float = Field(
-        default=0.2, ge=0, lt=1, description="each wait is spread over plus or minus this share"
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="each retry wait is randomly longer or shorter by up to this share",
     )
     retry_after_cap_seconds: float = Field(
-        default=21600.0, gt=0, description="the longest wait that a third party may ask for"
+        default=21600.0,
+        gt=0,
+        description="the longest wait that a third party may ask for with `Retry-After`",
     )
     call_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="a call without an answer by then has an unknown outcome"
+        default=10.0, gt=0, description="the deadline of one call to a third party"
     )
     call_tries: int = Field(
         default=2,
         ge=1,
         le=4,
-        description="calls made under one attempt while each fails for sure; 1 switches it off",
+        description="the maximum number of calls in one attempt: a call that certainly failed is "
+        "repeated at once; 1 disables this",
     )
     concurrency: int = Field(
-        default=8, ge=1, le=200, description="calls that one worker has under way at once"
+        default=8, ge=1, le=200, description="how many calls one worker makes at the same time"
     )
     lease_margin_seconds: float = Field(
-        default=5.0, ge=1, description="what a claim outlives its calls by, to record the outcome"
+        default=5.0,
+        ge=1,
+        description="how long a worker's claim on a delivery outlasts its calls, so that the "
+        "outcome can be recorded",
     )
     breaker_failures: int = Field(
         default=5,
         ge=0,
-        description="so many different requests that fail in a row show that the destination is "
-        "down, and it is probed by one at a time; 0 switches it off",
+        description="the breaker of a destination opens after this many different requests failed "
+        "in a row; 0 disables it",
     )
     breaker_first_wait_seconds: float = Field(
-        default=5.0, gt=0, description="the wait before the first probe; each failed one doubles it"
+        default=5.0,
+        gt=0,
+        description="how long an open breaker waits before its first probe; each failed probe "
+        "doubles the wait",
     )
     breaker_longest_wait_seconds: float = Field(
-        default=300.0, gt=0, description="the longest wait between two probes"
+        default=300.0, gt=0, description="the longest wait of an open breaker between two probes"
     )
 
     @property
@@ -126,26 +143,28 @@ class CallSettings(SettingsTable):
 
 class DestinationSettings(SettingsTable):
     """
-    One destination's own, read with `DESTINATION_<name>_` in front; what is not given is as for
-    all of them.
+    The settings of one destination, with the prefix `DESTINATION_<name>_`. Without one, the setting
+    for all destinations applies.
     """
 
     rate_per_second: float | None = Field(
         default=None,
         ge=0,
         le=1000,
-        description="calls a second over all its workers, 0 for no limit; by default the "
-        "channel's own: 1 for Slack, no limit for the others",
+        description="the maximum calls per second to this destination, by all its workers "
+        "together; 0 for no limit. The default is the channel's: 1 for Slack, no limit for the others",
     )
     concurrency: int | None = Field(
-        default=None, ge=1, le=200, description="instead of CONCURRENCY"
+        default=None, ge=1, le=200, description="overrides CONCURRENCY for this destination"
     )
     call_timeout_seconds: float | None = Field(
-        default=None, gt=0, description="instead of CALL_TIMEOUT_SECONDS"
+        default=None, gt=0, description="overrides CALL_TIMEOUT_SECONDS for this destination"
     )
-    call_tries: int | None = Field(default=None, ge=1, le=4, description="instead of CALL_TRIES")
+    call_tries: int | None = Field(
+        default=None, ge=1, le=4, description="overrides CALL_TRIES for this destination"
+    )
     retry_delays_seconds: Delays | None = Field(
-        default=None, description="instead of RETRY_DELAYS_SECONDS"
+        default=None, description="overrides RETRY_DELAYS_SECONDS for this destination"
     )
     on_unknown: UnknownRule = Field(
         default=UnknownRule.REPEAT,
@@ -156,15 +175,16 @@ class DestinationSettings(SettingsTable):
     @field_validator("rate_per_second")
     @classmethod
     def _not_too_slow(cls, rate: float | None) -> float | None:
-        if rate and rate < SLOWEST_RATE_PER_SECOND:
+        if rate and rate < MIN_RATE_PER_SECOND:
             raise ValueError(
-                f"must be 0, or {SLOWEST_RATE_PER_SECOND:g} or more: messages wait in hand"
+                f"must be 0, or {MIN_RATE_PER_SECOND:g} or more: waiting messages stay "
+                "unacknowledged, and RabbitMQ allows that for half an hour"
             )
         return rate
 
 
 def destination_table(destination: str) -> type[DestinationSettings]:
-    """The table with the destination's prefix."""
+    """The class with this destination's prefix."""
     prefix = f"destination_{destination.replace('-', '_')}_"
     config = SettingsConfigDict(env_prefix=prefix)
     return type("DestinationSettings", (DestinationSettings,), {"model_config": config})
@@ -174,7 +194,7 @@ Calls = TypeVar("Calls", bound=CallSettings)
 
 
 def with_own(settings: Calls, own: DestinationSettings) -> Calls:
-    """The settings of all, with what the destination has of its own in their place."""
+    """The settings for all destinations, with this destination's own applied."""
     given = {
         name: value
         for name in type(settings).model_fields.keys() & type(own).model_fields.keys()
@@ -193,17 +213,17 @@ class WorkerSettings(ReceivingSettings, TopologySettings, CallSettings):
         return self
 
     def call_outlasts_stop(self, prefix: str = "") -> str | None:
-        """What is wrong with the two settings, in words; prefix: of the call's timeout."""
+        """The problem with the two settings, or None; prefix: of CALL_TIMEOUT_SECONDS."""
         if self.shutdown_grace_seconds > self.longest_call_seconds:
             return None
         return (
             f"SHUTDOWN_GRACE_SECONDS must be more than {OVERRUN_SECONDS:g} s longer than "
-            f"{prefix}CALL_TIMEOUT_SECONDS, or a call in hand could not finish at a stop"
+            f"{prefix}CALL_TIMEOUT_SECONDS, or a stop would interrupt a call"
         )
 
 
 class DeadLetterSettings(ReceivingSettings):
-    """What every receiver needs, and a port of its own."""
+    """The settings of a subscriber, with its own monitoring port."""
 
     monitoring_port: int = port_from(8030)
 
@@ -212,16 +232,16 @@ class OverdueSettings(MongoSettings):
     target_seconds: float = Field(
         default=900.0,
         gt=0,
-        description="a request that is still accepted after so long is overdue",
+        description="a request that is not final after this time is overdue",
     )
 
 
 class RedriveSettings(MongoSettings, RoutingTable):
-    """What a redrive needs to tell which destinations there are."""
+    """The database and the configured destinations."""
 
 
 class ReconcilerSettings(OverdueSettings, MonitoringSettings):
     monitoring_port: int = port_from(8040)
     reconciler_interval_seconds: float = Field(
-        default=1.0, gt=0, description="rest between two looks at what is due"
+        default=1.0, gt=0, description="the wait between two searches for due deliveries"
     )

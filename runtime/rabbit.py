@@ -330,7 +330,7 @@ class AmqpChannel:
         """No message comes after this; unacknowledged ones stay with this consumer."""
         await self._ask(self._raw.basic_cancel, consumer_tag=tag)
 
-    def hand_back(self, message: AmqpMessage) -> None:
+    def requeue(self, message: AmqpMessage) -> None:
         """Requeue the message at the head of its queue; silent when the channel is closed."""
         if self._raw.is_open:
             self._raw.basic_nack(message.delivery_tag, requeue=True)

@@ -27,7 +27,7 @@ from assistance.request import (
     status_after,
 )
 from consumers.database import server_time
-from consumers.delivery.updates import NOW, change, given
+from consumers.delivery.updates import NOW, change, from_now, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
 from runtime.operations import NothingToDo, Operator, record_done
@@ -98,7 +98,7 @@ class NeedsDecision:
                     "attempts_counted": given(0),
                     "hint_event": given(hint["_id"]),
                     "hints": given(1),
-                    "hint_until": {"$add": [NOW, int(hint_patience_seconds(1) * 1000)]},
+                    "hint_until": from_now(hint_patience_seconds(1)),
                 },
                 {"version": given(request["version"] + 1), "updated_at": given(now)},
             )

@@ -42,7 +42,7 @@ MESSAGE_STATUSES = frozenset(
 )
 
 #: A shorter part of a URL is a word, such as `services`, and no secret.
-SECRET_LEAST_CHARACTERS = 12
+MIN_SECRET_CHARACTERS = 12
 
 
 class NotConnected(httpx.TransportError):
@@ -162,7 +162,7 @@ def secrets_of(url: str) -> list[str]:
     parsed = httpx.URL(url)
     paths = [parsed.path.strip("/"), parsed.raw_path.decode("ascii").strip("/")]
     words = re.split(r"[/?&=]", "/".join(paths))
-    return [*paths, *(word for word in words if len(word) >= SECRET_LEAST_CHARACTERS)]
+    return [*paths, *(word for word in words if len(word) >= MIN_SECRET_CHARACTERS)]
 
 
 def parse_url(text: str) -> httpx.URL:

@@ -50,7 +50,7 @@ EVENT_TYPE = "assistance.requested"
 PAYLOAD_LIMIT_BYTES = 20_000
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  # what every secret begins with
-SECRET_LEAST_BYTES, SECRET_MOST_BYTES = 24, 64
+MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64
 
 
 def _checked_url(url: SecretStr) -> SecretStr:
@@ -64,9 +64,9 @@ def _checked_secrets(secrets: SecretStr) -> SecretStr:
             key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
         except binascii.Error:
             key = b""
-        if not SECRET_LEAST_BYTES <= len(key) <= SECRET_MOST_BYTES:
+        if not MIN_SECRET_BYTES <= len(key) <= MAX_SECRET_BYTES:
             raise ValueError(
-                f"each must be {SECRET_PREFIX} and {SECRET_LEAST_BYTES} to {SECRET_MOST_BYTES} "
+                f"each must be {SECRET_PREFIX} and {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} "
                 "random bytes in base64; several are separated by commas"
             )
     return secrets

@@ -16,7 +16,7 @@ from pymongo import ReturnDocument
 from assistance.breaker import BreakerState, DestinationState, Suspension, accepts_calls
 from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.delivery import OPEN_STATES
-from consumers.delivery.updates import NOW, given
+from consumers.delivery.updates import NOW, from_now, given
 from runtime.mongo import Database, Session, aggregate, in_transaction
 from runtime.operations import Operator, record_done
 
@@ -82,7 +82,7 @@ class Destinations:
         probe_by: the worker whose probe failed; nothing changes if it lost the right to probe.
         Without it, an open breaker only changes where its wait would end sooner.
         """
-        until = _after(wait_seconds)
+        until = from_now(wait_seconds)
         mine = (
             {"probe_by": probe_by}
             if probe_by
@@ -130,7 +130,7 @@ class Destinations:
                     ]
                 },
             },
-            [{"$set": {"probe_by": given(worker), "probe_until": _after(PROBE_SECONDS)}}],
+            [{"$set": {"probe_by": given(worker), "probe_until": from_now(PROBE_SECONDS)}}],
         )
         return bool(answer.matched_count)
 
@@ -236,7 +236,3 @@ class Destinations:
 def _seen(found: dict[str, Any]) -> Seen:
     now: datetime = found.pop("now")
     return Seen(cast("DestinationState", found), now)
-
-
-def _after(seconds: float) -> dict[str, Any]:
-    return {"$add": [NOW, round(seconds * 1000)]}

@@ -10,6 +10,8 @@ The gate polls the shared state about once a second, and reacts at once to its o
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pymongo
@@ -74,6 +76,8 @@ class Gate:
         self._stop = stop
         self._state: BreakerState | None = None
         self._openings = 0
+        self._writes_under_way = 0
+        self._writes_ended = 0
         self._failures: frozenset[str] = frozenset()
         self._randomness = random.Random()  # noqa: S311  # spreads waits; nothing is secret
         #: nothing until the first poll: a worker that starts must not call what is suspended
@@ -97,6 +101,7 @@ class Gate:
             await self._stop.rest(POLL_SECONDS)
 
     async def poll(self) -> None:
+        writes_ended = self._writes_ended
         seen = await self._destinations.look(self._destination)
         state = breaker_state(seen.state, seen.now)
         self._openings = seen.state.get("openings", 0)
@@ -108,7 +113,19 @@ class Gate:
                 prefetch = 1 if took else 0
             case _:
                 prefetch = 0
+        if self._writes_under_way or writes_ended != self._writes_ended:
+            return  # read before this worker's own change, which must not be undone; poll again
         self._enter(state, prefetch, **describe(seen.state))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes a poll that overlaps with this write discard what it read."""
+        self._writes_under_way += 1
+        try:
+            yield
+        finally:
+            self._writes_under_way -= 1
+            self._writes_ended += 1
 
     def _enter(self, state: BreakerState, prefetch: int, **details: object) -> None:
         if state is not self._state:
@@ -159,21 +176,24 @@ class Gate:
                 if self._state is not BreakerState.SUSPENDED:
                     rounded = round(wait_seconds, 1)
                     self._enter(BreakerState.OPEN, 0, reason=reason, wait_seconds=rounded)
-                await retry_while_unavailable(
-                    lambda: self._destinations.open(
-                        self._destination, reason, wait_seconds, probe_by=probe_by
+                with self._writing():
+                    await retry_while_unavailable(
+                        lambda: self._destinations.open(
+                            self._destination, reason, wait_seconds, probe_by=probe_by
+                        )
                     )
-                )
             case Suspend(reason):
                 logger.error("destination.disabled", destination=self._destination, reason=reason)
                 self._enter(BreakerState.SUSPENDED, 0, reason=reason)
-                await retry_while_unavailable(
-                    lambda: self._destinations.suspend_as_asked(self._destination, reason)
-                )
+                with self._writing():
+                    await retry_while_unavailable(
+                        lambda: self._destinations.suspend_as_asked(self._destination, reason)
+                    )
             case Close():
-                closed = await retry_while_unavailable(
-                    lambda: self._destinations.close(self._destination, probe_by=self._worker)
-                )
+                with self._writing():
+                    closed = await retry_while_unavailable(
+                        lambda: self._destinations.close(self._destination, probe_by=self._worker)
+                    )
                 if closed and self._state is BreakerState.HALF_OPEN:
                     self._enter(BreakerState.CLOSED, self._prefetch)
 

@@ -23,7 +23,7 @@ from assistance.delivery import (
 )
 from assistance.events import EventContext
 from assistance.request import Request
-from consumers.delivery.updates import NOW, change, given
+from consumers.delivery.updates import NOW, change, from_now, given
 from outbox.collection import OUTBOX
 from outbox.state import State
 from runtime.mongo import Database, Session, in_transaction
@@ -124,7 +124,7 @@ class Hints:
             {
                 "hint_event": given(hint["_id"]),
                 "hints": given(hints),
-                "hint_until": _after(hint_patience_seconds(hints)),
+                "hint_until": from_now(hint_patience_seconds(hints)),
             },
             {"version": given(due.version + 1)},
         )
@@ -144,7 +144,7 @@ class Hints:
         """Trust the newest hint for longer: the relay has yet to publish it."""
         patience_seconds = hint_patience_seconds(max(due.delivery["hints"], 1))
         answer = await self._requests.update_one(
-            _as_found(due), change(due.destination, {"hint_until": _after(patience_seconds)})
+            _as_found(due), change(due.destination, {"hint_until": from_now(patience_seconds)})
         )
         return bool(answer.matched_count)
 
@@ -195,10 +195,6 @@ def _among(delivery: Delivery, destinations: Mapping[str, list[str]] | None) -> 
         case {"$nin": names}:
             return delivery["destination"] not in names
     return True
-
-
-def _after(seconds: float) -> dict[str, Any]:
-    return {"$add": [NOW, int(seconds * 1000)]}
 
 
 def _as_found(due: DueDelivery) -> dict[str, Any]:

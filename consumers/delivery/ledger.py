@@ -40,7 +40,7 @@ from assistance.delivery import (
 from assistance.request import Request, Status, closing_facts, delivery_to, status_after
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Later, Unknown, Verdict
-from consumers.delivery.updates import CLAIMABLE, NOW, change, given, some_delivery
+from consumers.delivery.updates import CLAIMABLE, NOW, change, from_now, given, some_delivery
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, Session, in_transaction
 
@@ -325,7 +325,7 @@ class Ledger:
     def _claimed(self) -> dict[str, Any]:
         made = {"$size": "$$delivery.attempts"}
         fence = {"$add": ["$$delivery.fence", 1]}
-        lease_until = {"$add": [NOW, int(self._lease_seconds * 1000)]}
+        lease_until = from_now(self._lease_seconds)
         lost = _end_attempts(
             {"ended_at": NOW, "verdict": given("unknown"), "code": given(WORKER_LOST.code)}
         )

@@ -163,7 +163,7 @@ class Subscriber:
             if not self._stop.requested:
                 await channel.stop_consuming(tag)
                 while not arrived.empty():
-                    channel.hand_back(arrived.get_nowait())
+                    channel.requeue(arrived.get_nowait())
         finally:
             beginning.cancel()
             over.set()
@@ -213,7 +213,7 @@ class Subscriber:
             return  # requeued when the channel is closed
         except NotNow:
             await over.wait()
-            channel.hand_back(message)
+            channel.requeue(message)
         except Exception as error:  # noqa: BLE001  # one message must not end the consumer
             logger.error(
                 "message.not_handled", event_id=message.message_id, error=error_location(error)
@@ -241,7 +241,7 @@ class Subscriber:
         for task in late:
             task.cancel()
         if late:
-            logger.warning("worker.let_go", in_hand=len(late))
+            logger.warning("worker.cancelled", in_hand=len(late))
             await asyncio.wait(late)
 
 

@@ -9,6 +9,7 @@ https://www.mongodb.com/docs/manual/tutorial/update-documents-with-aggregation-p
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from assistance.delivery import ACTIVE_STATES
@@ -27,6 +28,14 @@ CLAIMABLE: tuple[Any, ...] = (
 
 def given(value: Any) -> dict[str, Any]:
     return {"$literal": value}
+
+
+def from_now(seconds: float) -> dict[str, Any]:
+    """
+    A time by the server's clock. A date holds whole milliseconds: a part of one is rounded up, so
+    that no wait and no lease ends early.
+    """
+    return {"$add": [NOW, ceil(round(seconds * 1000, 3))]}
 
 
 def some_delivery(destination: str, *conditions: Any) -> dict[str, Any]:

@@ -257,7 +257,7 @@ async def test_a_command_that_died_is_followed_by_another_and_nothing_is_sent_tw
 async def test_what_is_skipped_is_said_with_its_reason(
     database: Database, deliveries: Deliveries
 ) -> None:
-    discarded, gone, elsewhere, mended, resting, good = fail_many(deliveries, 6)
+    discarded, gone, elsewhere, mended, suspended, good = fail_many(deliveries, 6)
     letters = deliveries.database[DEAD_LETTERS]
     letters.insert_one(
         {
@@ -273,7 +273,7 @@ async def test_what_is_skipped_is_said_with_its_reason(
     await discard(database, Selection(ids=(discarded,)), ANN)
     deliveries.database[ASSISTANCES].update_one({"_id": gone}, {"$set": {"_id": gone}})
     letters.update_one({"request_id": gone}, {"$set": {"request_id": "nobody"}})
-    for request_id, name in ((elsewhere, "teams"), (resting, "email")):
+    for request_id, name in ((elsewhere, "teams"), (suspended, "email")):
         letters.update_one({"request_id": request_id}, {"$set": {"destination": name}})
         deliveries.database[ASSISTANCES].update_one(
             {"_id": request_id}, {"$set": {"deliveries.0.destination": name}}
@@ -283,7 +283,7 @@ async def test_what_is_skipped_is_said_with_its_reason(
     )
     planned = await redrive_job.plan(
         database,
-        Selection(ids=(discarded, "nobody", elsewhere, mended, resting, good, "message/1")),
+        Selection(ids=(discarded, "nobody", elsewhere, mended, suspended, good, "message/1")),
         destinations(unavailable=["email"]),
     )
     assert {one.letter["request_id"]: one.skip for one in planned} == {
@@ -291,7 +291,7 @@ async def test_what_is_skipped_is_said_with_its_reason(
         "nobody": Skip.NO_REQUEST,
         elsewhere: Skip.NOT_CONFIGURED,
         mended: Skip.NOT_FAILED,
-        resting: Skip.UNAVAILABLE,
+        suspended: Skip.UNAVAILABLE,
         None: Skip.NO_DELIVERY,
         good: None,
     }

@@ -41,7 +41,7 @@ Seen = TypeVar("Seen")
 
 
 class Stage:
-    """One test's cast: starts processes, plays the relay, waits for what becomes of requests."""
+    """Starts the processes of a test, publishes as the relay does, and waits for outcomes."""
 
     def __init__(
         self, run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties
@@ -263,7 +263,7 @@ def test_a_wait_that_slack_asks_for_is_kept(
 
 
 @pytest.mark.parametrize("mode", ["hang", "reset"])
-def test_a_lost_answer_is_asked_for_again_as_a_possible_repeat(
+def test_after_a_lost_answer_the_call_is_repeated_as_a_possible_repeat(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties, mode: str
 ) -> None:
     third_parties.misbehave("slack", mode, times=1)
@@ -407,7 +407,7 @@ def test_a_stop_in_mid_call_records_the_outcome_and_exits_0(
     assert deliveries.attempts(request_id)[0]["verdict"] == "done"
 
 
-def test_a_stop_hands_back_what_was_not_begun(
+def test_a_stop_requeues_messages_that_were_not_begun(
     stage: Stage,
     deliveries: Deliveries,
     third_parties: ThirdParties,
@@ -429,7 +429,7 @@ def test_a_stop_hands_back_what_was_not_begun(
     assert len(third_parties.calls("slack")) == 10
 
 
-def test_a_stop_ends_the_wait_for_a_turn_and_loses_no_answer_and_no_turns(
+def test_a_stop_ends_the_wait_for_a_slot_and_loses_no_answer_and_no_slots(
     stage: Stage,
     deliveries: Deliveries,
     third_parties: ThirdParties,
@@ -475,7 +475,7 @@ def test_a_stop_does_not_wait_longer_than_the_grace_time(
         worker.wait_log("mongodb.away")
         worker.signal(signal.SIGTERM)
         assert worker.wait_exit() == 0
-    assert lines(worker, "worker.let_go")
+    assert lines(worker, "worker.cancelled")
     assert deliveries.count("accepted") == 1
 
 
@@ -732,15 +732,15 @@ def test_a_worker_keeps_its_message_while_mongodb_is_away(
 def test_a_worker_waits_for_a_server_that_is_not_there_yet(
     stage: Stage, missing: str, url: str, waiting: str
 ) -> None:
-    with socket.socket() as nobody_listens:
-        nobody_listens.bind(("127.0.0.1", 0))
-        port = nobody_listens.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
         worker = stage.begin("slack", **{missing: url.format(port=port)})
         worker.wait_log(waiting)
         stop(worker)
 
 
-def test_every_line_about_a_delivery_names_it_and_no_line_tells_what_people_wrote(
+def test_every_line_about_a_delivery_has_its_ids_and_none_has_a_description(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:
     third_parties.misbehave("slack", "status", code=500, times=1)

@@ -198,13 +198,14 @@ def test_a_suspended_destination_is_not_called_until_it_is_resumed_and_then_kept
     assert (slack["state"], slack["reason"], slack["waiting"]) == ("suspended", "moving (ann)", 8)
     assert rabbit_server.queue_depth(vhost, "deliveries.slack") == 8
     assert [deliveries.request(request_id) for request_id in requests] == before
-    told = {
+    expected = {
         'destination_suspended{destination="slack"}': 1.0,
         'destination_breaker_closed{destination="slack"}': 0.0,
         'deliveries_waiting_count{destination="slack"}': 8.0,
     }
     wait_until(
-        lambda: told.items() <= Monitoring(monitoring_port).samples().items(), "the metrics show it"
+        lambda: expected.items() <= Monitoring(monitoring_port).samples().items(),
+        "the metrics show it",
     )
     again = command(deliveries, "destinations", "suspend", "slack", "--why", "moving")
     refusal = "slack is already suspended; nothing was changed\n"

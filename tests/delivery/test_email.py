@@ -54,7 +54,7 @@ async def test_a_mail_arrives_at_every_recipient(third_parties: ThirdParties) ->
     assert received["message_id"] == f"<{mail_message().idempotency_key}@example.org>"
 
 
-async def test_a_reply_that_is_no_utf8_can_be_stored() -> None:
+async def test_a_reply_that_is_not_utf8_can_be_stored() -> None:
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 here\r\n")
         while line := (await reader.readline()).strip():
@@ -84,7 +84,7 @@ async def test_a_5xx_reply_is_final(third_parties: ThirdParties, stage: str) -> 
     assert await send(sandbox(third_parties)) == Never("550", "no such user")
 
 
-async def test_a_server_that_closes_shop_is_tried_later(third_parties: ThirdParties) -> None:
+async def test_a_server_that_shuts_down_is_tried_later(third_parties: ThirdParties) -> None:
     third_parties.misbehave("email", "status", code=421)
     assert await send(sandbox(third_parties)) == Later("421", "on request")
 
@@ -113,7 +113,7 @@ async def test_a_server_that_refuses_the_connection_is_tried_later(
     assert await send(sandbox(third_parties)) == Later("connect_connection_lost")
 
 
-async def test_a_server_without_starttls_is_our_fault_and_not_the_requests(
+async def test_a_server_without_starttls_is_about_us(
     third_parties: ThirdParties,
 ) -> None:
     table = email_settings(third_parties.smtp_host, third_parties.smtp_port, smtp_tls="starttls")
@@ -122,7 +122,7 @@ async def test_a_server_without_starttls_is_our_fault_and_not_the_requests(
     assert verdict.code == "login_impossible"
 
 
-async def test_a_server_that_wants_a_login_is_our_fault_and_not_the_requests() -> None:
+async def test_a_server_that_requires_a_login_is_about_us() -> None:
     def wants_login(line: str) -> str:
         return "250 hello" if line.startswith("EHLO") else "530 5.7.0 log in first"
 
@@ -131,7 +131,7 @@ async def test_a_server_that_wants_a_login_is_our_fault_and_not_the_requests() -
     assert verdict == Later("530", "5.7.0 log in first")
 
 
-async def test_a_reply_that_is_no_smtp_is_tried_later_before_the_message_was_sent() -> None:
+async def test_a_reply_that_is_not_smtp_is_tried_later_before_the_message_was_sent() -> None:
     async with mail_server_that(lambda _line: "what?") as port:
         assert isinstance(await send(email_settings("127.0.0.1", port)), Later)
 
@@ -235,7 +235,7 @@ async def test_every_reply_has_one_meaning_under_starttls_and_a_login(
 
 
 @pytest.mark.parametrize("tls", [Tls.STARTTLS, Tls.TLS])
-async def test_a_password_is_not_told_to_a_server_that_nobody_vouches_for(
+async def test_a_password_is_not_sent_to_a_server_with_a_self_signed_certificate(
     certificate: Path, tls: Tls
 ) -> None:
     server = Scripted(certificate, {})

@@ -1,4 +1,4 @@
-"""What each conduct of a third party comes to, on every way to one over HTTP."""
+"""The verdict on each behaviour of a third party, for every channel over HTTP."""
 
 import re
 import subprocess
@@ -120,7 +120,7 @@ def url_of(way: Way, third_parties: ThirdParties) -> str:
     return urls[way]
 
 
-def told(verdict: Verdict) -> str:
+def described(verdict: Verdict) -> str:
     words = [type(verdict).__name__.lower(), verdict.code]
     if isinstance(verdict, Later) and verdict.retry_after_seconds is not None:
         words.append(f"after {verdict.retry_after_seconds:g} s")
@@ -141,7 +141,7 @@ async def test_every_conduct_has_one_meaning(third_parties: ThirdParties, way: W
     meanings = []
     for conduct, *_ in CONDUCTS:
         third_parties.misbehave(kind, **{"mode": "status", **conduct})
-        meanings.append((conduct, told(await channel.send(MESSAGE))))
+        meanings.append((conduct, described(await channel.send(MESSAGE))))
     await channel.close()
 
     assert meanings == [
@@ -157,7 +157,7 @@ async def test_every_odd_answer_has_one_meaning(way: Way) -> None:
     for said, by_slack, by_webhook in ANSWERS:
         async with web_server_that_says(said) as port:
             verdict = await send(way(f"http://127.0.0.1:{port}/in"))
-        assert told(verdict) == (by_slack if WAYS[way] == "slack" else by_webhook)
+        assert described(verdict) == (by_slack if WAYS[way] == "slack" else by_webhook)
         assert len(verdict.excerpt) <= 200
 
 
@@ -173,7 +173,7 @@ async def test_a_wait_until_a_date_is_kept(third_parties: ThirdParties, way: Way
 
 @every_way
 async def test_a_server_that_cannot_be_trusted_is_sent_nothing(way: Way, certificate: Path) -> None:
-    """It has a certificate that nobody vouches for, or none at all."""
+    """Its certificate is self-signed, or it has none."""
 
     async def greet(_reader: Any, writer: Any) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nok")
@@ -182,7 +182,7 @@ async def test_a_server_that_cannot_be_trusted_is_sent_nothing(way: Way, certifi
     for tls in (tls_of(certificate), None):
         async with server_that(greet, tls) as port:
             verdict = await send(way(f"https://127.0.0.1:{port}/in"))
-        assert told(verdict) == "later tls_failed"
+        assert described(verdict) == "later tls_failed"
 
 
 @every_way
@@ -197,11 +197,11 @@ async def test_a_redirect_is_not_followed(way: Way) -> None:
         await writer.drain()
 
     async with server_that(redirect) as port:
-        assert told(await send(way(f"http://127.0.0.1:{port}/in"))) == "later 307"
+        assert described(await send(way(f"http://127.0.0.1:{port}/in"))) == "later 307"
     assert visits == 1
 
 
-async def test_no_call_remembers_what_was_answered_to_another() -> None:
+async def test_a_cookie_of_one_answer_is_not_sent_with_another_call() -> None:
     heads: list[bytes] = []
 
     async def set_a_cookie(reader: Any, writer: Any) -> None:
@@ -211,23 +211,27 @@ async def test_no_call_remembers_what_was_answered_to_another() -> None:
 
     async with server_that(set_a_cookie) as port:
         channel = signed_webhook(f"http://127.0.0.1:{port}/in")
-        assert [told(await channel.send(MESSAGE)) for _ in range(2)] == ["done 200"] * 2
+        assert [described(await channel.send(MESSAGE)) for _ in range(2)] == ["done 200"] * 2
         await channel.close()
     assert [b"cookie" in head.lower() for head in heads] == [False, False]
 
 
-async def test_slack_is_told_the_token_and_the_channel(third_parties: ThirdParties) -> None:
+async def test_slack_receives_the_token_and_the_channel(third_parties: ThirdParties) -> None:
     verdict = await send(slack_by_token(third_parties.slack_api_url))
-    assert told(verdict) == "done 200"
+    assert described(verdict) == "done 200"
     [received] = third_parties.received("slack")
     assert received["payload"]["channel"] == "C012"
     assert received["text"].startswith("New request: sales\n")
     assert received["idempotency_key"] == MESSAGE.idempotency_key
 
     third_parties.misbehave("slack", "ok_false", error="invalid_auth")
-    assert told(await send(slack_by_token(third_parties.slack_api_url))) == "later invalid_auth"
+    assert (
+        described(await send(slack_by_token(third_parties.slack_api_url))) == "later invalid_auth"
+    )
     third_parties.misbehave("slack", "ok_false", error="msg_too_long")
-    assert told(await send(slack_by_token(third_parties.slack_api_url))) == "never msg_too_long"
+    assert (
+        described(await send(slack_by_token(third_parties.slack_api_url))) == "never msg_too_long"
+    )
 
 
 LOG_ALL_THAT_THERE_IS = """
@@ -256,7 +260,7 @@ asyncio.run(send_in_every_way())
 
 def test_no_secret_and_no_personal_text_is_logged_at_any_level(third_parties: ThirdParties) -> None:
     """httpx would log a Slack webhook's whole URL at INFO, which the end of the run plants."""
-    # whoever answers may repeat what it was sent
+    # an answer may repeat what was sent
     third_parties.misbehave("slack", "status", code=404, body="nothing for xoxb-Hush1234Hush")
     third_parties.misbehave("webhook", "status", code=404, body="no HushHush1234?key=Hush4321Hush")
     ended = subprocess.run(

@@ -266,7 +266,7 @@ async def test_an_attempt_that_does_not_count_uses_up_none(
     assert (claim.attempt, claim.counted, claim.used_up) == (POLICY.attempts_limit + 2, 1, False)
 
 
-async def test_where_a_person_is_to_be_asked_nobody_calls_again(
+async def test_where_a_person_is_to_be_asked_no_worker_calls_again(
     database: Database, deliveries: Deliveries
 ) -> None:
     """Neither after a lost answer, nor after a worker that may have died in mid-call."""
@@ -323,7 +323,7 @@ async def test_a_request_is_final_when_its_last_delivery_is(
     ]
 
 
-async def test_the_last_deliveries_of_a_request_recorded_at_once_tell_it_once(
+async def test_the_last_deliveries_of_a_request_recorded_at_once_append_one_fact(
     database: Database, deliveries: Deliveries
 ) -> None:
     requests = [deliveries.accept(destinations=("slack", "email")) for _ in range(20)]

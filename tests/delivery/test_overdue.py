@@ -68,8 +68,11 @@ def test_the_command_tells_what_waits_for_what_and_ends_with_one(deliveries: Del
     assert "hint held" in said
     assert "slack: 1 overdue, the oldest for 18" in said
     assert "secret" not in said
-    told = json_of(deliveries, "overdue", code=1)
-    assert (told["oldest"][0]["destination"], told["oldest"][0]["waits"]) == ("slack", "hint held")
+    shown = json_of(deliveries, "overdue", code=1)
+    assert (shown["oldest"][0]["destination"], shown["oldest"][0]["waits"]) == (
+        "slack",
+        "hint held",
+    )
 
 
 def test_the_reconciler_shows_what_is_overdue(

@@ -50,7 +50,7 @@ def hours_ago(hours: int) -> datetime:
 
 
 def accepted_long_ago(deliveries: Deliveries, **others: Any) -> str:
-    """A request whose hint was published an hour ago, and woke nobody."""
+    """A request whose hint was published an hour ago and lost."""
     request_id = deliveries.accept(now=hours_ago(1), **others)
     settle(deliveries)
     return request_id
@@ -288,11 +288,11 @@ def test_the_reconciler_can_run_once_and_can_only_tell(
     run_process: RunProcess, deliveries: Deliveries
 ) -> None:
     request_id = accepted_long_ago(deliveries)
-    told = run_process(
+    ended = run_process(
         "consumers", "run", "reconciler", "--dry-run", environment=deliveries.environment()
     )
-    assert told.wait_exit() == 0
-    assert f"{request_id} slack would send (hint_lost)" in told.output()
+    assert ended.wait_exit() == 0
+    assert f"{request_id} slack would send (hint_lost)" in ended.output()
     assert len(deliveries.hints(request_id)) == 1
     done = run_process(
         "consumers", "run", "reconciler", "--once", environment=deliveries.environment()

@@ -47,7 +47,7 @@ async def test_a_message_arrives_with_its_ids(third_parties: ThirdParties) -> No
     assert received["idempotency_key"] == outbound_message().idempotency_key
 
 
-async def test_an_answer_that_drips_for_ever_ends_at_the_deadline() -> None:
+async def test_an_endless_slow_answer_ends_at_the_deadline() -> None:
     async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         while True:
@@ -75,7 +75,7 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
     async with web_server_that(flood) as url:
         verdict = await send(url)
     assert verdict.code == "404"
-    # the sockets' own buffers hold a few megabytes; nobody asks for the other 990
+    # the sockets' own buffers hold a few megabytes; the other 990 are never read
     assert written < 4000 * ANSWER_LIMIT_BYTES
 
 

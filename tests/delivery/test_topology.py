@@ -75,7 +75,7 @@ def test_a_wrong_password_ends_the_worker_with_the_cure(
 ) -> None:
     host = rabbitmq_url.partition("@")[2]
     environment = deliveries.environment(
-        **slack_settings(third_parties), rabbitmq_url=f"amqp://nobody:wrong-password@{host}"
+        **slack_settings(third_parties), rabbitmq_url=f"amqp://stranger:wrong-password@{host}"
     )
     process = run_process("consumers", "run", "slack", environment=environment)
     assert process.wait_exit() == 1
@@ -141,7 +141,7 @@ def test_routes_that_lead_nowhere_are_refused(
     environment = deliveries.environment(routes='{"sales": ["fax"]}')
     process = run_process("consumers", "run", "slack", environment=environment)
     assert process.wait_exit() == 78
-    assert "'fax', which is no destination" in process.output()
+    assert "'fax', which is not a destination" in process.output()
 
 
 @pytest.mark.parametrize("option", ["--once", "--dry-run"])

@@ -37,10 +37,10 @@ async def send(table: WebhookSettings) -> Verdict:
         await webhook.close()
 
 
-async def test_the_receiver_can_tell_who_sent_it_and_whether_it_is_a_repeat(
+async def test_the_receiver_can_verify_the_sender_and_recognise_a_repeat(
     third_parties: ThirdParties,
 ) -> None:
-    """While a secret is replaced, whoever knows either of the two is convinced."""
+    """While a secret is replaced, the signature can be verified with either of the two."""
     table = webhook_settings(
         third_parties.webhooks_url + "desk",
         signing_secrets=f"{NEXT_SIGNING_SECRET},{SIGNING_SECRET}",
@@ -72,15 +72,15 @@ async def test_the_receiver_can_tell_who_sent_it_and_whether_it_is_a_repeat(
     assert second["repeat"]
 
 
-async def test_a_receiver_that_is_gone_for_good_disables_its_destination(
+async def test_an_answer_410_disables_the_destination(
     third_parties: ThirdParties,
 ) -> None:
-    third_parties.misbehave("webhook", "status", code=410, body="closed for ever")
+    third_parties.misbehave("webhook", "status", code=410, body="closed permanently")
     table = webhook_settings(third_parties.webhooks_url + "desk", allowed_networks=LOOPBACK)
-    assert await send(table) == Later("410", "closed for ever", disables=True)
+    assert await send(table) == Later("410", "closed permanently", disables=True)
 
 
-def test_a_destination_that_is_gone_for_good_is_paused_and_its_requests_wait(
+def test_after_an_answer_410_the_destination_is_suspended_and_requests_wait(
     run_process: RunProcess,
     deliveries: Deliveries,
     third_parties: ThirdParties,
@@ -99,8 +99,10 @@ def test_a_destination_that_is_gone_for_good_is_paused_and_its_requests_wait(
     worker.wait_log("queue.receiving")
     first = deliveries.accept(destinations=["desk"])
     deliveries.publish_pending()
-    is_paused = {"_id": "desk", "paused.why": {"$regex": "410"}}
-    wait_until(lambda: deliveries.database["destinations"].find_one(is_paused), "it is paused")
+    is_suspended = {"_id": "desk", "paused.why": {"$regex": "410"}}
+    wait_until(
+        lambda: deliveries.database["destinations"].find_one(is_suspended), "it is suspended"
+    )
 
     with deliveries.channel() as channel:
 
@@ -158,7 +160,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_called(
     assert (names.asked, greeted) == ([NAME], [NAME])
 
 
-async def test_a_name_is_not_believed_without_its_certificate(
+async def test_a_certificate_for_another_name_is_refused(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -188,7 +190,7 @@ async def test_a_name_that_leads_into_our_own_network_is_not_called(
     names = Names(monkeypatch, answer)
 
     async def hear(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        calls.append("somebody")
+        calls.append("called")
 
     async with server_that(hear) as port:
         verdict = await send(
@@ -204,7 +206,7 @@ async def test_a_name_that_leads_into_our_own_network_is_not_called(
     assert logged == ["ERROR webhook.misconfigured {'code': 'address_refused'}\n"]
 
 
-async def test_a_name_that_nobody_knows_is_tried_later() -> None:
+async def test_a_name_that_cannot_be_resolved_is_tried_later() -> None:
     table = webhook_settings("https://nowhere.invalid/in")
     verdict = await send(table)
     assert verdict == Later("name_not_resolved", "nowhere.invalid has no address")

@@ -314,7 +314,7 @@ class TestRouting:
             "' ': a topic is a word without dots",
             "'empty' has no destination",
             "'twice' names a destination twice",
-            "'lost' goes to 'nowhere', which is no destination; known: Slack, email, reconciler",
+            "'lost' goes to 'nowhere', which is not a destination; known: Slack, email, reconciler",
         ):
             assert expected in told
         assert len(told.splitlines()) == 7

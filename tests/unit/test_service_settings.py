@@ -31,7 +31,7 @@ def test_every_wrong_setting_is_listed_at_once(run_process: RunProcess) -> None:
         "API_KEYS.1: is a placeholder",
         "API_PORT: Input should be a valid integer",
         "API_BODY_LIMIT_BYTES: Input should be greater than or equal to 2048",
-        "ROUTES: topic 'sales' goes to 'slak', which is no destination; known: slack",
+        "ROUTES: topic 'sales' goes to 'slak', which is not a destination; known: slack",
         "topic 'pricing' has no destination",
         "LOG_LEVEL: ",
     ):

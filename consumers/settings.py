@@ -152,7 +152,8 @@ class DestinationSettings(SettingsTable):
         ge=0,
         le=1000,
         description="the maximum calls per second to this destination, by all its workers "
-        "together; 0 for no limit. The default is the channel's: 1 for Slack, no limit for the others",
+        "together; 0 for no limit. The default is the channel's: 1 for Slack, no limit for "
+        "the others",
     )
     concurrency: int | None = Field(
         default=None, ge=1, le=200, description="overrides CONCURRENCY for this destination"

@@ -66,7 +66,7 @@ def test_the_command_tells_what_waits_for_what_and_ends_with_one(deliveries: Del
     said = run_command(deliveries, "overdue", code=1)
     assert request_id in said
     assert "hint held" in said
-    assert "slack: 1 overdue, the oldest for 18" in said
+    assert "slack: 1 overdue, the oldest by 18" in said
     assert "secret" not in said
     shown = json_of(deliveries, "overdue", code=1)
     assert (shown["oldest"][0]["destination"], shown["oldest"][0]["waits"]) == (

@@ -34,6 +34,7 @@ from pika.exceptions import (
 )
 
 from runtime.content_frames import encode_message
+from runtime.content_headers import read_properties
 from runtime.settings import split_amqp_urls
 
 #: RabbitMQ 3.10 never answers a `basic.consume` sent within half a second of its start, while a
@@ -48,6 +49,10 @@ UNACKNOWLEDGED_MS = 15_000
 
 #: How long the broker may take to agree to the end of a connection or channel.
 CLOSE_SECONDS = 1.0
+
+#: A frame's type, channel and length; a content header's class, weight and body length.
+FRAME_HEAD = struct.Struct(">BHI")
+HEADER_HEAD = struct.Struct(">HHQ")
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -86,7 +91,12 @@ class ResourceLocked(ChannelClosed):
 
 @dataclass(frozen=True, slots=True)
 class AmqpMessage:
-    """A message as a consumer gets it. `delivery_tag` is valid on the channel it came from."""
+    """
+    A message as a consumer gets it.
+
+    delivery_tag: valid on the channel it came from.
+    undecodable: why its properties cannot be decoded; then the headers hold only what is text.
+    """
 
     delivery_tag: int
     redelivered: bool
@@ -95,6 +105,7 @@ class AmqpMessage:
     message_id: str | None
     headers: Mapping[str, Any]
     body: bytes
+    undecodable: str | None = None
 
 
 class _JoiningConnection(AsyncioConnection):  # type: ignore[misc]  # pika publishes no types
@@ -120,10 +131,30 @@ class _JoiningConnection(AsyncioConnection):  # type: ignore[misc]  # pika publi
         if self._transport is not None:
             self._transport.write(joined)
 
+    def _read_frame(self) -> Any:
+        try:
+            return super()._read_frame()
+        except Exception as error:  # noqa: BLE001 - pika raises what its decoding happens to raise
+            return _read_undecodable_header(self._frame_buffer, error)
+
     def abort(self) -> None:
         """Close the socket without a word; what is not sent yet is dropped."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _read_undecodable_header(frames: bytes, error: Exception) -> Any:
+    """A content header whose properties pika cannot decode; raises the error for anything else."""
+    kind, channel_number, size = FRAME_HEAD.unpack_from(frames)
+    if kind != pika.spec.FRAME_HEADER:
+        raise error
+    payload = frames[FRAME_HEAD.size : FRAME_HEAD.size + size]
+    _class, _weight, body_size = HEADER_HEAD.unpack_from(payload)
+    found = read_properties(payload[HEADER_HEAD.size :])
+    properties = pika.BasicProperties(headers=found.headers, message_id=found.message_id)
+    properties.undecodable = f"its properties cannot be decoded ({type(error).__name__}: {error})"
+    header = pika.frame.Header(channel_number, body_size, properties)
+    return FRAME_HEAD.size + size + pika.spec.FRAME_END_SIZE, header
 
 
 class Connection:
@@ -306,6 +337,7 @@ class AmqpChannel:
                     message_id=properties.message_id,
                     headers=properties.headers or {},
                     body=body,
+                    undecodable=getattr(properties, "undecodable", None),
                 )
             )
 

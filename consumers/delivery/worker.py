@@ -109,6 +109,11 @@ class Worker:
         channel.ack(message)
 
     def _receive(self, message: AmqpMessage) -> Hint | None:
+        if message.undecodable:
+            logger.warning(
+                "message.refused", event_id=message.message_id, reason=message.undecodable
+            )
+            return None
         try:
             hint = Hint(*read_hint(message.body))
         except UndecodableBody as error:

@@ -34,7 +34,7 @@ CONCURRENCY = 8
 class ReadLetter:
     """
     hint: event id, request id and destination, if it is a hint.
-    problem: why it is not a hint.
+    problem: why it is not a hint, or why its properties cannot be decoded.
     """
 
     sighting: Sighting
@@ -44,7 +44,7 @@ class ReadLetter:
 
 def read_letter(message: AmqpMessage) -> ReadLetter:
     try:
-        hint, problem = read_hint(message.body), ""
+        hint, problem = read_hint(message.body), message.undecodable or ""
     except UndecodableBody as error:
         hint, problem = None, str(error)
     sighting = from_message(

@@ -1,13 +1,16 @@
 """Dead letters are stored with where they came from and why; none of them fails a request."""
 
+import asyncio
 import signal
+import struct
 from datetime import UTC, datetime, timedelta
 
 import pika
 import pytest
 
+from runtime.rabbit import connect
 from sandbox.rabbitmq import RabbitServer
-from sandbox.waiting import wait_until
+from sandbox.waiting import wait_until, wait_until_async
 from tests.conftest import RunProcess
 from tests.support.deliveries import Deliveries, slack_settings
 from tests.support.processes import OurProcess
@@ -220,3 +223,70 @@ def refuse_writes(deliveries: Deliveries, *, refuse: bool) -> None:
             **({"data": data} if refuse else {}),
         }
     )
+
+
+def with_headers(entries: bytes, body: bytes, message_id: str) -> bytes:
+    """A persistent message on channel 1, whose header table is written by hand."""
+
+    def frame(kind: int, payload: bytes) -> bytes:
+        return struct.pack(">BHI", kind, 1, len(payload)) + payload + b"\xce"
+
+    def short(text: str) -> bytes:
+        return bytes([len(text)]) + text.encode()
+
+    flags = 1 << 13 | 1 << 12 | 1 << 7
+    properties = struct.pack(">HI", flags, len(entries)) + entries + b"\2" + short(message_id)
+    publish = struct.pack(">HHH", 60, 40, 0) + short("events") + short("delivery_due.slack") + b"\0"
+    header = struct.pack(">HHQ", 60, 0, len(body)) + properties
+    return frame(1, publish) + frame(2, header) + frame(3, body)
+
+
+def nested(depth: int) -> bytes:
+    value = b""
+    for _ in range(depth):
+        value = b"A" + struct.pack(">I", len(value)) + value
+    return value
+
+
+@pytest.mark.usefixtures("dead_letters")
+async def test_properties_that_no_library_decodes_end_in_the_dead_letters_once(
+    run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    worker = run_process(
+        "consumers",
+        "run",
+        "slack",
+        environment=deliveries.environment(**slack_settings(third_parties)),
+    )
+    worker.wait_log("queue.receiving")
+    bad = [
+        b"\x04whenT" + struct.pack(">Q", 2**63 - 1),
+        b"\x04whenT" + struct.pack(">Q", 2**64 - 1),
+        b"\x04whenT" + struct.pack(">Q", 253402300800),
+        b"\x04deep" + nested(1200),
+    ]
+    hint_of = deliveries.accept()
+    [hint] = deliveries.hints(hint_of)
+    connection = await connect(deliveries.rabbitmq_url, name="test", heartbeat_seconds=60)
+    channel = await connection.open_channel()
+    for number, entries in enumerate(bad):
+        connection.send(with_headers(entries, b"garbage", f"bad-{number}"))
+    connection.send(with_headers(bad[0], hint["payload"].encode(), "hint"))
+    await asyncio.sleep(0)  # written in the loop's next turn
+    await channel.close()
+    await connection.close()
+    publish_to_slack(deliveries, b"honest garbage", message_id="honest")
+
+    expected = {*(f"bad-{number}" for number in range(len(bad))), "hint", "honest"}
+    await wait_until_async(
+        lambda: {letter["message_id"] for letter in deliveries.letters()} == expected,
+        "every letter is stored",
+    )
+    by_id = {letter["message_id"]: letter for letter in deliveries.letters()}
+    assert {letter["count"] for letter in by_id.values()} == {1}
+    for name in expected - {"honest"}:
+        assert "cannot be decoded" in by_id[name]["problem"] or name.startswith("bad")
+        assert by_id[name]["queue"] == "deliveries.slack"
+    assert by_id["hint"]["decision"] == "requeued"
+    assert by_id["bad-0"]["decision"] == "parked"
+    assert "broker.away" not in worker.output()

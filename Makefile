@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up unit check test chaos bench lint format check-locks
+.PHONY: help setup demo up unit check test chaos bench lint docs format check-locks
 
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -39,11 +39,15 @@ chaos: setup ## crash campaigns against the relay and the consumers (ROUNDS=200 
 bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)
 	.venv/bin/python -m benchmarks
 
-lint: .venv/.packages ## style, types, and the arrows between packages
+lint: .venv/.packages ## style, types, imports between packages, links between pages
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/python -m tools.links
+
+docs: .venv/.packages ## the pages of docs/ as a site in .local/site
+	.venv/bin/python -m mkdocs build --strict
 
 format: .venv/.packages ## what ruff can put right by itself
 	.venv/bin/ruff check --fix

@@ -12,12 +12,14 @@ Every write matches the writer's epoch, and `settled` or the cluster time must g
 deposed leader nor a late write of the current one can move the position back.
 """
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from bson import Timestamp
+from loguru import logger
 from pymongo import ReturnDocument
 
 from runtime.mongo import Database
@@ -52,6 +54,7 @@ class Checkpoint:
     position: Position | None
     resync_reason: str | None
     led_since: datetime
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     async def take(
@@ -60,16 +63,16 @@ class Checkpoint:
         """
         Take the next epoch unconditionally, and read the stored position.
 
-        A new document starts from the time in seconds, so that its epochs are higher than those
-        of a document that was deleted.
+        An epoch is never lower than the server's time in seconds, so that it is higher than those
+        of another group, and of a document that was deleted or restored from a backup.
         """
-        first_epoch = {"$toLong": {"$divide": [{"$toLong": "$$NOW"}, 1000]}}
+        seconds = {"$toLong": {"$divide": [{"$toLong": "$$NOW"}, 1000]}}
         document = await database[CHECKPOINTS].find_one_and_update(
             {"_id": group},
             [
                 {
                     "$set": {
-                        "epoch": {"$add": [{"$ifNull": ["$epoch", first_epoch]}, 1]},
+                        "epoch": {"$max": [{"$add": ["$epoch", 1]}, seconds]},
                         "owner": owner,
                         "led_since": "$$NOW",
                         "settled": {"$ifNull": ["$settled", {"$toLong": 0}]},
@@ -90,6 +93,23 @@ class Checkpoint:
             resync_reason=_resync_reason(document, pipeline),
             led_since=document["led_since"],
         )
+
+    async def raise_epoch(self, above: int) -> None:
+        """
+        Take an epoch above one that was found in outbox documents. Raises Deposed.
+
+        They were marked under another group, or under a document that was deleted or replaced.
+        """
+        async with self._writing:
+            epoch = max(above, self.epoch) + 1
+            result = await self.database[CHECKPOINTS].update_one(
+                {"_id": self.group, "epoch": self.epoch}, {"$set": {"epoch": epoch}}
+            )
+            # nothing matched: written by an earlier try whose reply was lost, or deposed
+            if not result.matched_count and not await self._is_stored(epoch):
+                raise self._deposed()
+            logger.warning("epoch.raised", former=self.epoch, epoch=epoch)
+            self.epoch = epoch
 
     async def begin_resync(self, reason: str) -> None:
         """Invalidate the position until the pending events are settled. Raises Deposed."""
@@ -123,14 +143,21 @@ class Checkpoint:
             self.position = position
 
     async def _write(self, condition: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-        checkpoints = self.database[CHECKPOINTS]
-        mine = {"_id": self.group, "epoch": self.epoch}
-        result = await checkpoints.update_one(
-            {**mine, **condition}, {"$set": {**fields, "saved_at": datetime.now(UTC)}}
-        )
-        # nothing matched: written by an earlier try whose reply was lost, or a newer epoch exists
-        if not result.matched_count and not await checkpoints.find_one(mine, {"_id": 1}):
-            raise Deposed(f"the position of group {self.group!r} has a newer epoch")
+        async with self._writing:
+            result = await self.database[CHECKPOINTS].update_one(
+                {"_id": self.group, "epoch": self.epoch, **condition},
+                {"$set": {**fields, "saved_at": datetime.now(UTC)}},
+            )
+            # nothing matched: written by an earlier try whose reply was lost, or deposed
+            if not result.matched_count and not await self._is_stored(self.epoch):
+                raise self._deposed()
+
+    async def _is_stored(self, epoch: int) -> bool:
+        mine = {"_id": self.group, "epoch": epoch}
+        return await self.database[CHECKPOINTS].find_one(mine, {"_id": 1}) is not None
+
+    def _deposed(self) -> Deposed:
+        return Deposed(f"the position of group {self.group!r} has a newer epoch")
 
 
 def _resync_reason(document: Mapping[str, Any], pipeline: str) -> str | None:

@@ -2,13 +2,19 @@
 What the leader writes into outbox documents: published, held, parked, discarded.
 
 Each write skips documents that a newer epoch has marked, so a deposed leader's late write never
-overwrites its successor's.
+overwrites its successor's. A write that matched fewer documents than it names finds out why:
+
+    the document is gone    its application deleted it; there is nothing to mark
+    a newer epoch           the checkpoint has it, too: Deposed
+                            the checkpoint has ours: marked under another group or checkpoint;
+                            take a higher epoch, and write again
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
+import bson
 from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
@@ -31,45 +37,73 @@ SETTLED_STATES = [
 ]
 
 
-class Marks:
-    def __init__(self, database: Database, collection: str, epoch: int) -> None:
-        self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
-        self._epoch = epoch
+#: A higher number in a document is not an epoch that a relay took, but its writer's.
+MAX_EPOCH = 2**53
 
-    async def write(self, entries: Sequence[Entry], pause_seconds: Callable[[str], float]) -> None:
+
+class Fence(Protocol):
+    """The part of a Checkpoint that marks need."""
+
+    epoch: int
+
+    async def raise_epoch(self, above: int) -> None: ...
+
+
+class Marks:
+    def __init__(self, database: Database, collection: str, fence: Fence) -> None:
+        self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
+        self._fence = fence
+
+    async def write(
+        self, entries: Sequence[Entry], pause_seconds: Callable[[str], float]
+    ) -> list[Entry]:
         """
         Mark each entry with its fate; may be repeated after an error.
 
         pause_seconds: seconds until a routing key may be sent to again; becomes `retry_at`.
 
-        Raises UnsuitableServer without the right to update the outbox, or when the outbox has a
-        validator that refuses the marks and the relay may not bypass it.
+        Returns the entries whose documents are gone.
+
+        Raises Deposed. Raises UnsuitableServer without the right to update the outbox, or when the
+        outbox has a validator that refuses the marks and the relay may not bypass it.
         """
-        now = datetime.now(UTC)
-        writes: list[UpdateOne | UpdateMany] = []
-        published = [entry.id for entry in entries if entry.fate is Fate.PUBLISHED]
-        if published:
-            writes.append(self._mark_published(published, now))
-        writes += [
-            self._mark_waiting(entry, now, pause_seconds)
+        published = [entry for entry in entries if entry.fate is Fate.PUBLISHED]
+        waiting = [
+            entry
             for entry in entries
             if entry.fate in {Fate.HELD, Fate.PARKED} and is_addressable(entry.id)
         ]
-        if not writes:
-            return
+        marked = published + waiting
+        while marked:
+            now = datetime.now(UTC)
+            writes: list[UpdateOne | UpdateMany] = []
+            if published:
+                writes.append(self._mark_published([entry.id for entry in published], now))
+            writes += [self._mark_waiting(entry, now, pause_seconds) for entry in waiting]
+            if await self._matched_by(writes) == len(marked):
+                break
+            there = await self._raise_epoch_above_those_of([entry.id for entry in marked])
+            if there is not None:
+                return [entry for entry in marked if _encoded(entry.id) not in there]
+        return []
+
+    async def _matched_by(self, writes: Sequence[UpdateOne | UpdateMany]) -> int:
         try:
-            await self._outbox.bulk_write(writes, ordered=False)
+            result = await self._outbox.bulk_write(writes, ordered=False)
         except BulkWriteError as error:
             if not _is_validators(error):
                 raise
-            await self._write_past_validator(writes)
+            return await self._matched_past_validator(writes)
         except OperationFailure as error:
             raise with_remedy(error) from error
+        return int(result.matched_count)
 
-    async def _write_past_validator(self, writes: Sequence[UpdateOne | UpdateMany]) -> None:
+    async def _matched_past_validator(self, writes: Sequence[UpdateOne | UpdateMany]) -> int:
         """A validator is for writers; an event without its mark would be published again."""
         try:
-            await self._outbox.bulk_write(writes, ordered=False, bypass_document_validation=True)
+            result = await self._outbox.bulk_write(
+                writes, ordered=False, bypass_document_validation=True
+            )
         except OperationFailure as error:
             if error.code != UNAUTHORIZED:
                 raise
@@ -78,6 +112,26 @@ class Marks:
                 f" allow {', '.join(MARK_FIELDS)} in it, or grant the relay"
                 " bypassDocumentValidation on the collection"
             ) from error
+        return int(result.matched_count)
+
+    async def _raise_epoch_above_those_of(self, ids: list[Any]) -> set[bytes] | None:
+        """
+        Take an epoch above the highest in these documents, so that they can be marked.
+
+        Returns the encoded ids that exist when none of them has a higher epoch than ours, otherwise
+        None. Raises Deposed.
+        """
+        cursor = self._outbox.find({"_id": {"$in": ids}}, {"relay_epoch": 1})
+        found = [document async for document in cursor]
+        newer = [document["relay_epoch"] for document in found if self._is_newer(document)]
+        if not newer:
+            return {_encoded(document["_id"]) for document in found}
+        await self._fence.raise_epoch(above=int(max(newer)))
+        return None
+
+    def _is_newer(self, document: Mapping[str, Any]) -> bool:
+        epoch = document.get("relay_epoch")
+        return isinstance(epoch, int | float) and self._fence.epoch < epoch <= MAX_EPOCH
 
     async def settled_among(self, ids: Sequence[Any]) -> set[Any]:
         """The ids among these that an earlier leader has settled."""
@@ -86,30 +140,36 @@ class Marks:
         )
         return {document["_id"] async for document in cursor}
 
-    async def park(self, event_id: Any, reason: str) -> None:
-        await self._set(event_id, {"state": State.PARKED.value, "reason": reason})
+    async def park(self, event_id: Any, reason: str) -> bool:
+        """Park an event at its release; False when it is gone. Raises Deposed."""
+        return await self._set(event_id, {"state": State.PARKED.value, "reason": reason})
 
     async def release(self, event_id: Any) -> bool:
-        """Make a parked event held; False when a newer epoch has marked it."""
+        """Make a parked event held; False when it is gone. Raises Deposed."""
         return await self._set(event_id, {"state": State.HELD.value})
 
     async def discard(self, event_id: Any) -> bool:
-        """Give the event up, finally; it is kept. False when a newer epoch has marked it."""
+        """Give the event up, finally; it is kept. False when it is gone. Raises Deposed."""
         return await self._set(event_id, {"state": State.DISCARDED.value})
 
     async def _set(self, event_id: Any, fields: dict[str, Any]) -> bool:
-        written = {**fields, "settled_at": datetime.now(UTC), "relay_epoch": self._epoch}
-        result = await self._outbox.update_one(
-            {"_id": event_id, **self._not_newer()}, {"$set": written}
-        )
-        return bool(result.matched_count)
+        while True:
+            written = {**fields, "settled_at": datetime.now(UTC), "relay_epoch": self._fence.epoch}
+            result = await self._outbox.update_one(
+                {"_id": event_id, **self._not_newer()}, {"$set": written}
+            )
+            if result.matched_count:
+                return True
+            there = await self._raise_epoch_above_those_of([event_id])
+            if there is not None and not there:
+                return False
 
     def _mark_published(self, ids: list[Any], now: datetime) -> UpdateMany:
         fields = {
             "state": State.PUBLISHED.value,
             "published_at": now,
             "expire_at": now + timedelta(days=PUBLISHED_RETENTION_DAYS),
-            "relay_epoch": self._epoch,
+            "relay_epoch": self._fence.epoch,
         }
         kept = {"reason": "", "held_key": "", "ordinal": "", "retry_at": ""}
         return UpdateMany(
@@ -125,7 +185,7 @@ class Marks:
             "held_key": entry.key,
             "ordinal": entry.ordinal,
             "settled_at": now,
-            "relay_epoch": self._epoch,
+            "relay_epoch": self._fence.epoch,
         }
         if entry.fate is Fate.HELD and entry.event is not None:
             pause = timedelta(seconds=pause_seconds(entry.event.routing_key))
@@ -133,7 +193,14 @@ class Marks:
         return UpdateOne({"_id": entry.id, **self._not_newer()}, {"$set": fields})
 
     def _not_newer(self) -> dict[str, Any]:
-        return {"relay_epoch": {"$not": {"$gt": self._epoch}}}
+        newer = {"$gt": self._fence.epoch, "$lte": MAX_EPOCH}
+        # a comparison also matches an element of an array, which is no epoch
+        return {"$or": [{"relay_epoch": {"$not": newer}}, {"relay_epoch": {"$type": "array"}}]}
+
+
+def _encoded(event_id: Any) -> bytes:
+    """Unlike the id itself, which may be an object, it can be looked up in a set."""
+    return bson.encode({"_id": event_id}, codec_options=ANY_WRITER)
 
 
 def _is_validators(error: BulkWriteError) -> bool:

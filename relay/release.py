@@ -72,7 +72,8 @@ class Release:
             event = read_event(document)
         except (UnfitEvent, ValueError) as unfit:
             # a parked event was released without a correction, or a document was changed: park it
-            await self._marks.park(document["_id"], str(unfit))
+            if not await self._marks.park(document["_id"], str(unfit)):
+                return
             self._report.parked_later()
             logger.error("event.parked", event_id=str(document["_id"]), key=key, reason=str(unfit))
             return

@@ -47,6 +47,9 @@ class Report:
             "held", "events held: refused, unroutable, or behind a held event of their key"
         )
         self._parked = counter("parked", "events that cannot be published without an operator")
+        self._deleted = counter(
+            "deleted", "events that their application deleted before they were marked"
+        )
         self._returned = counter("returned", "messages that reached no queue")
         self._nacked = counter("nacked", "messages that the broker refused")
         self._repeats = counter(
@@ -140,6 +143,9 @@ class Report:
     def parked_later(self) -> None:
         """A held event turned out to be unfit at its release and was parked."""
         self._parked.inc()
+
+    def deleted(self, count: int) -> None:
+        self._deleted.inc(count)
 
     def repeats(self, count: int) -> None:
         self._repeats.inc(count)

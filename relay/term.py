@@ -23,7 +23,7 @@ from relay.report import Leadership, Report
 from relay.settings import RelaySettings
 from relay.settler import Batch, Settler
 from relay.stream import OutboxStream
-from relay.window import Window
+from relay.window import Fate, Window
 from runtime.mongo import Database
 from runtime.rabbit import AmqpChannel, BrokerGone, Connection
 from runtime.shutdown import Stop
@@ -61,7 +61,7 @@ class Term:
         self._report = report
         self._cause: Exception | None = None
         self._window = Window(settings.relay_window_messages, settings.relay_window_bytes)
-        self._marks = Marks(database, collection, checkpoint.epoch)
+        self._marks = Marks(database, collection, checkpoint)
         self._held = HeldKeys(database, collection)
         self._publisher = Publisher(
             channel, settings.events_exchange, self._window, report, self._on_decided
@@ -148,7 +148,13 @@ class Term:
         await self._reader.run(max(self._checkpoint.settled, highest_held) + 1)
 
     async def _mark(self, entries: Batch) -> None:
-        await self._marks.write(entries, self._publisher.pause_seconds)
+        gone = await self._marks.write(entries, self._publisher.pause_seconds)
+        self._report.deleted(len(gone))
+        for entry in gone:
+            if entry.fate is not Fate.PUBLISHED:
+                logger.error(
+                    "event.deleted", event_id=str(entry.id), key=entry.key, reason=entry.reason
+                )
 
     async def _release_held(self) -> None:
         """Release held events, and give up a broker that owes a confirm for too long."""

@@ -153,8 +153,8 @@ class Publisher:
                 self.dispatch(entry)
         self._on_decided()
 
-    def _on_return(self, message_id: str, code: int, text: str) -> None:
-        self._window.returned(message_id, f"{code} {text}")
+    def _on_return(self, message_id: str, routing_key: str, reason: str) -> None:
+        self._window.returned(message_id, routing_key, reason)
 
     def _pause(self, entry: Entry) -> None:
         assert entry.event is not None

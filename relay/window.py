@@ -16,7 +16,7 @@ a message cannot be recalled once it has overtaken one that the broker then refu
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -94,7 +94,7 @@ class Window:
     _next_tag: int = 1
     _in_flight: dict[int, Entry] = field(default_factory=dict)
     _queues: dict[str, deque[Entry]] = field(default_factory=dict)
-    _returned: dict[str, str] = field(default_factory=dict)
+    _returned: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _unwritten: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -167,17 +167,17 @@ class Window:
         self.held_keys.discard(key)
         return True
 
-    def returned(self, message_id: str, reason: str) -> None:
+    def returned(self, message_id: str, routing_key: str, reason: str) -> None:
         """The broker found no queue for it; a return always precedes the message's confirm."""
-        self._returned[message_id] = reason
+        self._returned.setdefault((message_id, routing_key), []).append(reason)
 
     def confirmed(self, delivery_tag: int, *, multiple: bool, accepted: bool) -> Confirmed:
         """Decide the fate of every entry the confirm covers."""
         outcome = Confirmed([], [])
-        for tag in self._covered(delivery_tag, multiple):
-            entry = self._in_flight.pop(tag)
-            assert entry.event is not None
-            no_queue = self._returned.pop(entry.event.message_id, None) if self._returned else None
+        covered = [self._in_flight.pop(tag) for tag in self._covered(delivery_tag, multiple)]
+        unroutable = self._take_returned(covered) if self._returned else {}
+        for entry in covered:
+            no_queue = unroutable.get(entry)
             if not accepted:
                 self.hold(entry, NACKED)
                 outcome.failed.append(entry)
@@ -213,6 +213,27 @@ class Window:
                 self._unwritten[entry.key] -= 1
                 if not self._unwritten[entry.key]:
                     del self._unwritten[entry.key]
+
+    def _take_returned(self, covered: Sequence[Entry]) -> dict[Entry, str]:
+        """
+        The entries among these that were returned, with the reason.
+
+        A return carries no tag, and a string and a UUID may read alike. Where fewer messages were
+        returned than could be meant, all of them count as returned: a repeat is better than a loss.
+        """
+        unroutable: dict[Entry, str] = {}
+        meant: Counter[tuple[str, str]] = Counter()
+        for entry in covered:
+            assert entry.event is not None
+            identity = entry.event.message_id, entry.event.routing_key
+            if entry.event.must_route and identity in self._returned:
+                unroutable[entry] = self._returned[identity][0]
+                meant[identity] += 1
+        for identity, count in meant.items():
+            del self._returned[identity][:count]
+            if not self._returned[identity]:
+                del self._returned[identity]
+        return unroutable
 
     def _covered(self, delivery_tag: int, multiple: bool) -> list[int]:
         if not multiple:

@@ -57,7 +57,9 @@ def encode_message(
 
     frame_limit_bytes: as negotiated with the broker; a longer body is split.
 
-    Raises ValueError or struct.error if AMQP cannot represent a value.
+    Raises ValueError or struct.error if AMQP cannot represent a value, and ValueError if the
+    properties and headers exceed a frame: AMQP cannot split them, and the broker would close the
+    connection (501).
     """
     flags = _ALWAYS
     pieces = [_cached_short_string(content_type)]
@@ -72,6 +74,11 @@ def encode_message(
     properties = b"".join(pieces)
     size_bytes = len(body)
     length = _HEADER_HEAD.size + len(properties)
+    if length + FRAME_OVERHEAD_BYTES > frame_limit_bytes:
+        raise ValueError(
+            f"properties and headers take {length + FRAME_OVERHEAD_BYTES} bytes; "
+            f"the broker's frame_max is {frame_limit_bytes}"
+        )
     frames = [
         _publish_frame(channel_number, exchange, routing_key, must_route),
         _FRAME_HEAD.pack(_HEADER, channel_number, length),

@@ -260,14 +260,15 @@ class AmqpChannel:
         self,
         *,
         on_confirm: Callable[[int, bool, bool], None],
-        on_return: Callable[[str, int, str], None],
+        on_return: Callable[[str, str, str], None],
     ) -> None:
         """
         Enable publisher confirms: https://www.rabbitmq.com/docs/confirms
 
         on_confirm(delivery_tag, multiple, accepted): tags count from one, in order of publishing;
         `multiple` covers every open tag up to this one; confirms come in any order.
-        on_return(message_id, code, text): the message reached no queue; its own confirm follows.
+        on_return(message_id, routing_key, reason): the message reached no queue; its own confirm
+        follows. A return has no delivery tag.
         """
 
         def confirmed(frame: Any) -> None:
@@ -275,7 +276,8 @@ class AmqpChannel:
             on_confirm(method.delivery_tag, method.multiple, method.NAME == "Basic.Ack")
 
         def returned(_channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-            on_return(properties.message_id, method.reply_code, method.reply_text)
+            reason = f"{method.reply_code} {method.reply_text}"
+            on_return(properties.message_id, method.routing_key, reason)
 
         self._raw.add_on_return_callback(returned)
         await self._ask(self._raw.confirm_delivery, ack_nack_callback=confirmed)

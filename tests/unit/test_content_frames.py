@@ -78,6 +78,33 @@ def test_the_frames_are_what_pika_itself_would_send(
     ) == b"".join(one.marshal() for one in frames)
 
 
+@pytest.mark.parametrize("spare_bytes", [0, -1])
+def test_properties_and_headers_fit_into_one_frame_or_are_refused(spare_bytes: int) -> None:
+    def encode(value: str) -> bytes:
+        return encode_message(
+            1,
+            FRAME_LIMIT_BYTES,
+            exchange="events",
+            routing_key="a",
+            must_route=True,
+            content_type="c",
+            headers={"x": value},
+            message_id="b",
+            timestamp_seconds=None,
+            type="t",
+            body=b"",
+        )
+
+    method = len(frame.Method(1, spec.Basic.Publish(exchange="events", routing_key="a")).marshal())
+    empty = len(encode("")) - method
+    value = "v" * (FRAME_LIMIT_BYTES - empty - spare_bytes)
+    if spare_bytes == 0:
+        assert len(encode(value)) - method == FRAME_LIMIT_BYTES
+    else:
+        with pytest.raises(ValueError, match="frame_max is 4096"):
+            encode(value)
+
+
 @pytest.mark.parametrize("field", ["routing_key", "message_id", "type", "content_type"])
 @pytest.mark.parametrize("text", ["x" * 256, "\ud800"])
 def test_what_amqp_has_no_place_for_is_refused(field: str, text: str) -> None:

@@ -72,7 +72,7 @@ class AnyOrderOfConfirms(RuleBasedStateMachine):
             entry = self.in_flight.pop(open_tag)
             (self.accepted if accepted else self.refused).add(entry.id)
             if accepted and data.draw(st.sampled_from([False, False, True]), "returned"):
-                self.window.returned(str(entry.id), "312 NO_ROUTE")
+                self.window.returned(str(entry.id), "r", "312 NO_ROUTE")
                 self.refused.add(entry.id)
         for entry in self.window.confirmed(tag, multiple=multiple, accepted=accepted).ready:
             self.send(entry)
@@ -163,10 +163,45 @@ def test_a_confirm_ahead_of_an_earlier_one_does_not_move_the_position() -> None:
 def test_a_returned_event_is_held_although_it_was_acked() -> None:
     window = a_window()
     publish(window, an_entry(1))
-    window.returned("1", "312 NO_ROUTE")
+    window.returned("1", "r", "312 NO_ROUTE")
     window.confirmed(1, multiple=False, accepted=True)
     (entry,) = window.take_settled()
     assert (entry.fate, entry.reason) == (Fate.HELD, f"{UNROUTABLE}: 312 NO_ROUTE")
+
+
+def test_two_returned_events_whose_ids_read_alike_are_both_held() -> None:
+    """A string and a UUID; the broker confirms both with one ack."""
+    window = a_window()
+    publish(window, an_entry(1, "a"), an_entry(1, "b"))
+    window.returned("1", "r", "312 NO_ROUTE")
+    window.returned("1", "r", "312 NO_ROUTE")
+    window.confirmed(2, multiple=True, accepted=True)
+    assert [entry.fate for entry in window.take_settled()] == [Fate.HELD, Fate.HELD]
+
+
+def test_a_return_counts_for_the_confirm_that_follows_it() -> None:
+    window = a_window()
+    publish(window, an_entry(1, "a"), an_entry(1, "b"))
+    window.returned("1", "r", "312 NO_ROUTE")
+    window.confirmed(1, multiple=False, accepted=True)
+    window.confirmed(2, multiple=False, accepted=True)
+    assert [entry.fate for entry in window.take_settled()] == [Fate.HELD, Fate.PUBLISHED]
+
+
+def test_a_return_that_may_mean_either_of_two_events_holds_both() -> None:
+    window = a_window()
+    publish(window, an_entry(1, "a"), an_entry(1, "b"))
+    window.returned("1", "r", "312 NO_ROUTE")
+    window.confirmed(2, multiple=True, accepted=True)
+    assert [entry.fate for entry in window.take_settled()] == [Fate.HELD, Fate.HELD]
+
+
+def test_a_return_of_another_routing_key_means_another_event() -> None:
+    window = a_window()
+    publish(window, an_entry(1, "a"))
+    window.returned("1", "elsewhere", "312 NO_ROUTE")
+    window.confirmed(1, multiple=False, accepted=True)
+    assert [entry.fate for entry in window.take_settled()] == [Fate.PUBLISHED]
 
 
 def test_what_waits_behind_a_refused_event_is_held_with_it() -> None:

@@ -85,7 +85,7 @@ def _naming(exchange: str, queue: str) -> Iterator[None]:
             ) from error
         if error.code == ACCESS_REFUSED:
             raise BrokerRefused(
-                f"the user may not declare {exchange!r} and {queue!r} ({error}): grant it the "
-                "rights that deploy/rabbitmq describes for the consumers"
+                f"the user may not declare {exchange!r} and {queue!r} ({error}): run "
+                "`python -m installation rabbitmq`, which grants it"
             ) from error
         raise

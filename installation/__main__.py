@@ -26,6 +26,7 @@ from installation.settings import (
     MissingPasswords,
     SecretsFolder,
     SecretsSettings,
+    file_of,
     find_passwords,
 )
 from installation.users import mongodb_roles
@@ -47,20 +48,29 @@ def secrets(
     root: Annotated[Path, typer.Argument(help="the folder that gets one folder for each reader")],
     *,
     generate: Annotated[
-        bool, typer.Option(help="make secrets that are neither given nor kept from before")
+        bool, typer.Option(help="make secrets that are neither provided nor kept from before")
     ] = True,
     require: Annotated[
-        list[str] | None, typer.Option(help="a variable that must have a value; repeatable")
+        list[str] | None,
+        typer.Option(help="a variable, or one of several (A|B), that must have a value"),
     ] = None,
 ) -> None:
     """Make random secrets once, and write what each process reads into a folder of its own."""
     settings = load_settings(SecretsSettings, "secrets")
-    problems = [f"{name} is missing" for name in require or [] if not os.environ.get(name)]
+    problems = [
+        f"{names.replace('|', ' or ')} is missing"
+        for names in require or []
+        if not any(os.environ.get(name) for name in names.split("|"))
+    ]
     values: dict[str, str] = {}
     try:
         values = keep_secrets(settings, root / KEPT, generate=generate)
     except MissingSecrets as missing:
-        problems += [f"{name} is missing; give it or {name}_FILE" for name in missing.variables]
+        problems += [
+            f"{name} is missing; give it, {name}_FILE, "
+            f"or the file {file_of(name)} in PROVIDED_SECRETS_FOLDER"
+            for name in missing.variables
+        ]
     except OSError as error:
         problems.append(f"{error.filename} cannot be read: {error.strerror}")
     if problems:

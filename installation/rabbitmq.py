@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from time import monotonic
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import httpx
 
@@ -20,6 +20,7 @@ from installation.settings import BrokerSettings
 from installation.users import Permissions, rabbitmq_permissions
 from runtime.rabbit import AmqpChannel, BrokerGone, BrokerRefused, connect
 from runtime.retry import growing_delays
+from runtime.settings import split_amqp_urls
 
 #: The oldest line that the tests run on.
 OLDEST_SERVER = (3, 10)
@@ -74,7 +75,7 @@ async def differences(settings: BrokerSettings, passwords: Mapping[str, str]) ->
             if await _request(api, "GET", f"queues/{path}/{queue}", allowed=(404,)) is None
         ]
     for user, password in passwords.items():
-        url = urlsplit(settings.rabbitmq_url.get_secret_value())
+        url = _first_url(settings)
         address = url.netloc.rpartition("@")[2]
         as_user = url._replace(netloc=f"{user}:{quote(password, safe='')}@{address}")
         try:
@@ -91,8 +92,12 @@ def permissions_of(settings: BrokerSettings) -> dict[str, Permissions]:
 
 
 def virtual_host_of(settings: BrokerSettings) -> str:
-    path = urlsplit(settings.rabbitmq_url.get_secret_value()).path.removeprefix("/")
-    return unquote(path) or "/"
+    return unquote(_first_url(settings).path.removeprefix("/")) or "/"
+
+
+def _first_url(settings: BrokerSettings) -> SplitResult:
+    """Of several nodes of one cluster."""
+    return urlsplit(split_amqp_urls(settings.rabbitmq_url.get_secret_value())[0])
 
 
 def _permissions(answer: Any) -> Permissions:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from installation.settings import SecretsSettings, file_of, given_secret, variable_of
+from installation.settings import SecretsSettings, file_of, find_secret, variable_of
 from installation.users import (
     MONGODB_ADMINISTRATOR,
     RABBITMQ_ADMINISTRATOR,
@@ -68,26 +68,30 @@ def broker_users(settings: SecretsSettings) -> list[str]:
 
 def keep_secrets(settings: SecretsSettings, folder: Path, *, generate: bool) -> dict[str, str]:
     """
-    Every secret by its variable: as given, as kept from before, or made now.
+    Every secret by its variable: as provided, as kept from before, or made now.
 
-    Raises OSError, and MissingSecrets unless missing ones may be generated.
+    generate: without it, all of them must be provided.
+
+    Raises OSError and MissingSecrets.
     """
     values: dict[str, str] = {}
     missing: list[str] = []
     for variable, make in makers(settings).items():
-        kept = folder / file_of(variable)
-        value = given_secret(variable) or (kept.read_text().strip() if kept.exists() else "")
-        if not value and not generate:
+        value = find_secret(variable, settings.provided_secrets_folder)
+        if value is None and generate:
+            kept = folder / file_of(variable)
+            value = kept.read_text() if kept.exists() else make()
+        if value is None:
             missing.append(variable)
-            continue
-        values[variable] = value or make()
+        else:
+            values[variable] = value
     if missing:
         raise MissingSecrets(missing)
     return values
 
 
 class MissingSecrets(Exception):
-    """variables: those that were neither given nor kept, while none may be generated."""
+    """variables: those that were not provided, while none may be generated."""
 
     def __init__(self, variables: list[str]) -> None:
         super().__init__(", ".join(variables))
@@ -128,6 +132,13 @@ def secret_files(settings: SecretsSettings, values: Mapping[str, str]) -> Iterat
         "mongodb-url",
         # the step shares mongod's network: only from there may the first user be created
         f"mongodb://{MONGODB_ADMINISTRATOR}:{root}@127.0.0.1:27017/?directConnection=true",
+        process,
+    )
+    yield SecretFile(
+        KEPT,
+        "mongodb-network-url",
+        f"mongodb://{MONGODB_ADMINISTRATOR}:{root}@{','.join(settings.mongodb_members)}/"
+        f"?replicaSet={settings.mongodb_replica_set}",
         process,
     )
     yield broker(KEPT, RABBITMQ_ADMINISTRATOR)

@@ -49,9 +49,14 @@ class BrokerAddress(SettingsTable):
     )
 
 
-class SecretsSettings(SecretsFolder, ReplicaSetSettings, BrokerAddress, RoutingTable):
+class SecretsSettings(ReplicaSetSettings, BrokerAddress, SettingsTable, RoutingTable):
     """`installation secrets`."""
 
+    provided_secrets_folder: Path | None = Field(
+        default=None,
+        description="a folder with one file for each secret that is provided, named like the "
+        "variable in lower case with hyphens",
+    )
     mongodb_user_id: int = Field(
         default=999, ge=0, description="the user of mongod, which reads the replica set's key"
     )
@@ -97,26 +102,18 @@ def file_of(variable: str) -> str:
     return variable.lower().replace("_", "-")
 
 
-def given_secret(variable: str) -> str | None:
-    """A secret from the environment: its variable, or the file that `<variable>_FILE` names."""
+def find_secret(variable: str, folder: Path | None) -> str | None:
+    """A secret from its variable, the file that `<variable>_FILE` names, or the folder."""
     if value := os.environ.get(variable):
         return value
-    if path := os.environ.get(f"{variable}_FILE"):
-        return Path(path).read_text().strip() or None
-    return None
-
-
-def find_secret(variable: str, folder: Path | None) -> str | None:
-    """A secret from the environment, or from the folder. Raises OSError."""
-    if value := given_secret(variable):
-        return value
-    if folder is not None and (kept := folder / file_of(variable)).exists():
-        return kept.read_text().strip() or None
-    return None
+    path = os.environ.get(f"{variable}_FILE")
+    if path is None and folder is not None and (folder / file_of(variable)).exists():
+        path = str(folder / file_of(variable))
+    return Path(path).read_text().strip() or None if path else None
 
 
 def find_passwords(server: str, users: list[str], folder: Path | None) -> dict[str, str]:
-    """Each user's password. Raises MissingPasswords, which names all that are missing."""
+    """Each user's password. Raises OSError, and MissingPasswords, which names all of them."""
     found = {user: find_secret(variable_of(server, user), folder) for user in users}
     if missing := [variable_of(server, user) for user, password in found.items() if not password]:
         raise MissingPasswords(missing)

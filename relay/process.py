@@ -113,5 +113,5 @@ def _with_remedy(error: Exception, settings: RelaySettings) -> str:
             "(`python -m consumers topology`), or correct EVENTS_EXCHANGE"
         )
     if isinstance(error, ChannelClosed) and error.code == ACCESS_REFUSED:
-        return f"{error}: grant the relay's user the permissions described in deploy/rabbitmq"
+        return f"{error}: run `python -m installation rabbitmq`, which grants them"
     return str(error)

@@ -299,7 +299,7 @@ def with_remedy(error: OperationFailure) -> PyMongoError | UnsuitableServer:
         needed = COMMAND_DUMP.sub(r" \1", refusal)
         return UnsuitableServer(
             f"MongoDB refuses a right that is needed ({needed}): "
-            "grant the role that deploy/mongodb describes for this process"
+            "run `python -m installation mongodb`, which grants the role of this process"
         )
     return error
 

@@ -4,7 +4,6 @@ Writes `.env.example` and `docs/settings.md` from the settings tables and compos
     python -m tools.settings_pages
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from enum import Enum
@@ -20,10 +19,10 @@ from consumers.channels import find_channel, settings_table
 from consumers.settings import (
     DeadLetterSettings,
     ReconcilerSettings,
-    TopologySettings,
     WorkerSettings,
     destination_table,
 )
+from installation.settings import BrokerSettings, DatabaseSettings, SecretsSettings
 from relay.settings import RelaySettings
 from runtime.settings import SettingsTable, variable_name
 from service.settings import ServiceSettings
@@ -32,11 +31,9 @@ ROOT = Path(__file__).parent.parent
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 COMPOSE = ROOT / "compose.yml"
+PRODUCTION = ROOT / "compose.production.yml"
 
 Tables = tuple[type[SettingsTable], ...]
-
-#: A variable that compose.yml cannot do without, and what it says when it is missing.
-DEMANDED = re.compile(r"\$\{(\w+):\?([^}]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Setting:
 
 
 def process_tables() -> dict[str, Tables]:
-    """Each process, by its name in compose.yml, and the tables that it reads."""
+    """Each process and step, by its name in compose.yml, and the tables that it reads."""
     workers: dict[str, Tables] = {
         destination: (
             WorkerSettings,
@@ -62,10 +59,12 @@ def process_tables() -> dict[str, Tables]:
     return {
         "service": (ServiceSettings,),
         "relay": (RelaySettings,),
-        "topology": (TopologySettings,),
         **workers,
         "dead-letters": (DeadLetterSettings,),
         "reconciler": (ReconcilerSettings,),
+        "secrets": (SecretsSettings,),
+        "mongodb-installation": (DatabaseSettings,),
+        "rabbitmq-installation": (BrokerSettings,),
     }
 
 
@@ -88,8 +87,11 @@ def all_settings() -> dict[str, dict[Setting, list[str]]]:
     return found
 
 
-def demanded_by_compose() -> dict[str, str]:
-    return dict(DEMANDED.findall(COMPOSE.read_text()))
+def demanded_by_production() -> list[str]:
+    """The secrets that compose.production.yml has to be given, beside the processes' settings."""
+    secrets = yaml.safe_load(PRODUCTION.read_text())["services"]["secrets"]
+    given = [name for name, value in secrets["environment"].items() if value is None]
+    return [name for name in given if name not in all_settings()]
 
 
 def fixed_by_compose() -> set[str]:
@@ -98,7 +100,12 @@ def fixed_by_compose() -> set[str]:
     environments: list[Mapping[str, Any]] = [
         service.get("environment", {}) for service in yaml.safe_load(text)["services"].values()
     ]
-    given = {name for entries in environments for name, value in entries.items() if value}
+    given = {
+        name.removesuffix("_FILE")
+        for entries in environments
+        for name, value in entries.items()
+        if value is not None
+    }
     return {name for name in given if f"${{{name}:" not in text}
 
 
@@ -108,14 +115,14 @@ def env_example() -> str:
 
 def _env_lines() -> Iterator[str]:
     settings, fixed = all_settings(), fixed_by_compose()
-    yield "# Copy this file to .env, which git ignores, and fill in what is marked as required."
-    yield "# compose.yml reads it, and so does every process that is started in this directory."
-    yield "# A line that is commented out shows the default; docs/settings.md says who reads what."
+    yield "# compose.yml needs nothing of this. Copy the file to .env, which git ignores, to change"
+    yield "# a setting there, to provide what compose.production.yml demands, or for processes that"
+    yield "# are started in this directory: they read .env, too. A line that is commented out shows"
+    yield "# the default; docs/settings.md says which process reads what."
     yield ""
-    yield "# Required by compose.yml: passwords of the servers' users. They become parts of URLs:"
-    yield "# let them be letters and digits: openssl rand -hex 24"
-    for name in sorted(demanded_by_compose().keys() - settings.keys()):
-        yield f"{name}="
+    yield "# Demanded by compose.production.yml, here or as files in PROVIDED_SECRETS_FOLDER:"
+    yield "# openssl rand -hex 24; for the replica set's key openssl rand -hex 64"
+    yield from (f"{name}=" for name in demanded_by_production())
     for name, variants in settings.items():
         yield ""
         for setting, processes in variants.items():
@@ -169,7 +176,8 @@ the channel `webhook` too.
 `python -m service show` and `python -m service audit` need `MONGODB_URL` only.
 
 `compose.yml` has values of its own for {fixed};
-the others it takes from `.env`.
+the others it takes from `.env`. `secrets`, `mongodb-installation` and `rabbitmq-installation` are
+the steps of `python -m installation`, described in [deploy/README.md](../deploy/README.md).
 
 This page is written by `python -m tools.settings_pages`, and a test holds it to the code.
 

@@ -1,4 +1,4 @@
-"""Run all third parties on loopback until SIGTERM or Ctrl-C; ports not given are chosen freely."""
+"""Run all third parties until SIGTERM or Ctrl-C; ports that are not given are chosen freely."""
 
 import argparse
 import asyncio
@@ -24,9 +24,12 @@ async def _run(ports: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(asked_to_stop, stop.set)
 
     parties = ThirdParties(
-        slack_port=ports.slack_port, webhook_port=ports.webhook_port, smtp_port=ports.smtp_port
+        slack_port=ports.slack_port,
+        webhook_port=ports.webhook_port,
+        smtp_port=ports.smtp_port,
+        host=ports.host,
     )
-    page = http_listener(ports.http_port, control_app(parties))
+    page = http_listener(ports.http_port, control_app(parties), host=ports.host)
     await parties.open()
     await page.open()
     _say_ready({"page": f"http://{LOOPBACK}:{page.port}/", **parties.addresses})
@@ -43,6 +46,9 @@ def _say_ready(addresses: dict[str, str]) -> None:
 
 def _read_ports() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox.third_parties", description=__doc__)
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address to listen on; another only in a container"
+    )
     parser.add_argument("--http-port", type=port_number, default=0, help="page, inbox and control")
     parser.add_argument("--slack-port", type=port_number, default=0, help="Slack")
     parser.add_argument("--webhook-port", type=port_number, default=0, help="webhook receiver")

@@ -27,23 +27,26 @@ class Conversation(Protocol):
 
 class Listener:
     """
-    Serve `converse()` on a loopback port; 0 chooses a free one. Raises OSError if it is taken.
+    Serve `converse()` on a port; 0 chooses a free one. Raises OSError if it is taken.
+
+    host: the address to listen on: loopback, except in a container of its own.
 
     The port stays ours while closed: a socket that is bound but does not listen holds it, so
     callers are refused and nobody else can take it.
     """
 
-    def __init__(self, port: int, converse: Callable[[], Any]) -> None:
+    def __init__(self, port: int, converse: Callable[[], Any], *, host: str = LOOPBACK) -> None:
         self._converse = converse
+        self._host = host
         self._conversations: WeakSet[Conversation] = WeakSet()
         self._server: asyncio.Server | None = None
-        self._reservation = _bind(port)
+        self._reservation = _bind(self._host, port)
         self.port: int = self._reservation.getsockname()[1]
 
     async def open(self) -> None:
         if self._server is None:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(self._begin, sock=_bind(self.port))
+            self._server = await loop.create_server(self._begin, sock=_bind(self._host, self.port))
 
     def close(self) -> None:
         """Refuse new connections and cut the open ones."""
@@ -72,7 +75,7 @@ class _Connection(H11Protocol):
         self.app_state = {"transport": transport}
 
 
-def http_listener(port: int, app: FastAPI) -> Listener:
+def http_listener(port: int, app: FastAPI, *, host: str = LOOPBACK) -> Listener:
     config = Config(
         app,
         http=_Connection,
@@ -83,7 +86,7 @@ def http_listener(port: int, app: FastAPI) -> Listener:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     state = ServerState()
-    return Listener(port, lambda: _Connection(config, state, app_state={}))
+    return Listener(port, lambda: _Connection(config, state, app_state={}), host=host)
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -95,14 +98,14 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def _bind(port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     # The protocol is named because asyncio turns Nagle's delay off only where it reads TCP here:
     # without it every answer in two writes waits 40 ms for the caller's acknowledgement.
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((LOOPBACK, port))
+        bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise OSError(error.errno, f"{LOOPBACK}:{port}: {error.strerror}") from error
+        raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from error
     return bound

@@ -9,15 +9,19 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from sandbox.third_parties.answering import MAX_BODY_BYTES
 from sandbox.third_parties.inbox import Call, Inbox
-from sandbox.third_parties.listener import Listener, reset
+from sandbox.third_parties.listener import LOOPBACK, Listener, reset
 from sandbox.third_parties.misbehaviour import Misbehaviour, Misbehaviours, Stage
 
 CLOSING_CHANNEL = 421
 
 
-def smtp_listener(port: int, inbox: Inbox, misbehaviours: Misbehaviours) -> Listener:
+def smtp_listener(
+    port: int, inbox: Inbox, misbehaviours: Misbehaviours, *, host: str = LOOPBACK
+) -> Listener:
     mailbox = Mailbox(inbox, misbehaviours)
-    return Listener(port, lambda: _Conversation(mailbox, loop=asyncio.get_running_loop()))
+    return Listener(
+        port, lambda: _Conversation(mailbox, loop=asyncio.get_running_loop()), host=host
+    )
 
 
 class Mailbox:

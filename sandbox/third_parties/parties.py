@@ -20,14 +20,16 @@ class ThirdParties:
     Port 0 chooses a free one. Raises OSError where a port is taken.
     """
 
-    def __init__(self, *, slack_port: int, webhook_port: int, smtp_port: int) -> None:
+    def __init__(
+        self, *, slack_port: int, webhook_port: int, smtp_port: int, host: str = LOOPBACK
+    ) -> None:
         self.inbox = Inbox()
         self.misbehaviours = Misbehaviours()
         desk = Desk(self.inbox, self.misbehaviours)
         self._parties: dict[Kind, Listener] = {
-            "slack": http_listener(slack_port, slack_app(desk)),
-            "webhook": http_listener(webhook_port, webhook_app(desk)),
-            "email": smtp_listener(smtp_port, self.inbox, self.misbehaviours),
+            "slack": http_listener(slack_port, slack_app(desk), host=host),
+            "webhook": http_listener(webhook_port, webhook_app(desk), host=host),
+            "email": smtp_listener(smtp_port, self.inbox, self.misbehaviours, host=host),
         }
 
     @property

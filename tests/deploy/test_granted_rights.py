@@ -46,7 +46,8 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
         for user, url in restricted_mongodb.items()
     }
     rabbitmq = {user: {"RABBITMQ_URL": url} for user, url in restricted_rabbitmq.items()}
-    consumers = mongodb["consumers"] | rabbitmq["consumers"]
+    worker = mongodb["consumers"] | rabbitmq["worker-slack"]
+    dead_letters = mongodb["consumers"] | rabbitmq["dead-letters"]
     slack = {"SLACK_WEBHOOK_URL": third_parties.slack_url}
     processes = [
         run_process(
@@ -54,8 +55,8 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
             environment=mongodb["service"] | {"API_KEYS": key, "API_PORT": str(port)},
         ),
         run_process("relay", "run", environment=mongodb["relay"] | rabbitmq["relay"]),
-        run_process("consumers", "run", "slack", environment=consumers | slack),
-        run_process("consumers", "run", "dead-letters", environment=consumers),
+        run_process("consumers", "run", "slack", environment=worker | slack),
+        run_process("consumers", "run", "dead-letters", environment=dead_letters),
         run_process("consumers", "run", "reconciler", environment=mongodb["consumers"]),
     ]
     # the second one is refused for good, so that a dead letter is written too
@@ -176,7 +177,7 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
     )
     give("consumers", "dead-letters redrives pause", redrive["_id"], *why)
     resume = ("dead-letters redrives resume", redrive["_id"], *at_once[1:])
-    assert "no outcome comes" in give("consumers", *resume, *why, code=1)
+    assert "no outcomes" in give("consumers", *resume, *why, code=1)
     give("consumers", "dead-letters redrives cancel", redrive["_id"], *why)
     give("consumers", "resend", *why)
     assert "slack: 2 overdue" in give("consumers", "overdue", code=1)
@@ -197,7 +198,7 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
         assert give(process, name, user=user, code=1) == (
             "MongoDB refuses a right that is needed (not authorized on "
             f"{deliveries.database_name} to execute {needed}): "
-            "grant the role that deploy/mongodb describes for this process\n"
+            "run `python -m installation mongodb`, which grants the role of this process\n"
         )
 
     without_mongodb = {"consumers routes", "consumers topology"}

@@ -1,6 +1,7 @@
 """The installation step, against real servers: empty ones, and such as it has prepared before."""
 
 import json
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,9 +133,22 @@ def test_every_secret_that_is_missing_is_named_when_none_may_be_made(step: Step)
 
     assert "EMAIL_SMTP_HOST is missing" in output
     for name in ("MONGODB_ROOT_PASSWORD", "RABBITMQ_WORKER_SLACK_PASSWORD"):
-        assert f"{name} is missing; give it or {name}_FILE" in output
+        assert f"{name} is missing; give it, {name}_FILE, or" in output
     assert "API_KEYS" not in output
     assert not step.folder.exists()
+
+
+def test_secrets_may_be_provided_as_files_of_one_folder(step: Step, tmp_path: Path) -> None:
+    step.run("secrets", str(step.folder))
+    provided = tmp_path / "provided"
+    shutil.copytree(step.folder / "installation", provided)
+    (provided / "mongodb-relay-password").chmod(0o600)
+    (provided / "mongodb-relay-password").write_text("another\n")
+
+    arguments = ("secrets", str(step.folder), "--no-generate")
+    step.run(*arguments, PROVIDED_SECRETS_FOLDER=str(provided))
+
+    assert "relay:another@" in (step.folder / "relay" / "mongodb-url").read_text()
 
 
 def test_the_commands_name_every_password_that_is_missing(tmp_path: Path) -> None:

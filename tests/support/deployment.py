@@ -1,18 +1,22 @@
-"""What `deploy/` grants: roles in MongoDB and rights in RabbitMQ."""
+"""What the installation step grants: roles in MongoDB and permissions in RabbitMQ."""
 
-import json
-from typing import Any
+from dataclasses import astuple
 
+from assistance.routing import RoutingTable
+from installation.users import mongodb_roles, rabbitmq_permissions
+from runtime.settings import RabbitSettings
 from tests.support.paths import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 
 #: role -> its grants, each with `collection`, `actions` and `why`.
-ROLES: dict[str, list[dict[str, Any]]] = json.loads((DEPLOY / "mongodb" / "roles.json").read_text())
+ROLES = mongodb_roles()
 
 #: user -> the patterns of what it may configure, write to and read from.
-RIGHTS = {
-    user: patterns
-    for user, *patterns in map(str.split, (DEPLOY / "rabbitmq" / "rights").read_text().splitlines())
-    if user != "#"
+RIGHTS: dict[str, tuple[str, str, str]] = {
+    user: astuple(permissions)
+    for user, permissions in rabbitmq_permissions(
+        RoutingTable().destinations,
+        events_exchange=RabbitSettings.model_fields["events_exchange"].default,
+    ).items()
 }

@@ -21,22 +21,28 @@ from typer.main import get_command
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS, DESTINATIONS, IDEMPOTENCY_KEYS
 from assistance.routing import RoutingTable
-from consumers import topology
 from consumers.settings import TopologySettings
+from installation.secret_files import makers
+from installation.settings import SecretsSettings
 from outbox.collection import OUTBOX
 from relay.checkpoint import CHECKPOINTS
 from relay.settings import RelaySettings
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.settings import MongoSettings, RabbitSettings
-from tests.support.deployment import DEPLOY, RIGHTS, ROLES
+from tests.support.deployment import DEPLOY, ROLES
 from tools.settings_pages import COMPOSE, ROOT, Tables, process_tables, settings_of
 
 SCHEMA = ROOT / "tests" / "compose_specification" / "compose-spec.json"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
-PROCESSES = process_tables()
-DEFINITIONS = json.loads((DEPLOY / "rabbitmq" / "definitions.json").read_text())
+PRODUCTION: dict[str, dict[str, Any]] = yaml.safe_load(
+    (ROOT / "compose.production.yml").read_text()
+)["services"]
+TABLES = process_tables()
+STEPS = {name: tables for name, tables in TABLES.items() if SERVICES[name]["restart"] == "no"}
+PROCESSES = {name: tables for name, tables in TABLES.items() if name not in STEPS}
+SANDBOX = "third-parties"
 
 #: The setting that bounds how long each process takes to stop.
 GRACE = {
@@ -60,11 +66,26 @@ def test_compose_yml_is_what_the_compose_specification_says() -> None:
     assert "version" not in compose
 
 
-def test_compose_yml_starts_every_process() -> None:
-    assert {name for name, service in SERVICES.items() if "build" in service} == PROCESSES.keys()
+def test_compose_yml_starts_every_process_and_step() -> None:
+    ours = {name for name, service in SERVICES.items() if _is_ours(service)}
+
+    assert ours == {*TABLES, "ready"}
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+def test_the_product_is_built_once_and_started_from_that_image() -> None:
+    built = {name for name, service in SERVICES.items() if "build" in service}
+
+    assert built == {"secrets", SANDBOX}
+    assert {SERVICES[name]["build"]["target"] for name in built} == {"product", "sandbox"}
+    assert all(SERVICES[name]["pull_policy"] == "never" for name in TABLES)
+
+
+def test_compose_yml_demands_no_variable() -> None:
+    assert ":?" not in COMPOSE.read_text()
+    assert "env_file" not in COMPOSE.read_text()
+
+
+@pytest.mark.parametrize("process", [*TABLES, "ready"])
 def test_what_compose_yml_runs_is_there(process: str) -> None:
     module, *arguments = SERVICES[process]["command"]
     main = importlib.import_module(f"{module}.__main__")
@@ -86,18 +107,62 @@ def test_each_worker_of_compose_yml_serves_a_destination() -> None:
 
 @pytest.mark.parametrize(("process", "tables"), PROCESSES.items())
 def test_each_process_is_given_its_own_settings_and_no_others(process: str, tables: Tables) -> None:
-    assert SERVICES[process]["environment"].keys() == settings_of(tables).keys()
+    assert _given(SERVICES[process]) == settings_of(tables).keys()
 
 
-@pytest.mark.parametrize(("process", "tables"), PROCESSES.items())
-def test_what_a_process_requires_is_demanded_or_made_of_what_is_demanded(
-    process: str, tables: Tables
-) -> None:
-    environment = SERVICES[process]["environment"]
+@pytest.mark.parametrize(("step", "tables"), STEPS.items())
+def test_a_step_is_given_no_setting_that_it_does_not_read(step: str, tables: Tables) -> None:
+    assert _given(SERVICES[step]) <= settings_of(tables).keys()
+
+
+@pytest.mark.parametrize(("name", "tables"), TABLES.items())
+def test_everything_that_is_required_is_given(name: str, tables: Tables) -> None:
+    environment = SERVICES[name]["environment"]
 
     for setting in settings_of(tables).values():
         if setting.required:
-            assert re.search(r"\$\{\w+:\?.+\}", environment[setting.name]), setting.name
+            assert environment.get(setting.name) or environment.get(f"{setting.name}_FILE")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_secret_is_read_from_the_volume_that_the_service_mounts(name: str) -> None:
+    paths = [value for key, value in SERVICES[name]["environment"].items() if key.endswith("_FILE")]
+
+    assert all(path.startswith("/run/secrets/") for path in paths)
+    if paths:
+        (volume,) = SERVICES[name]["volumes"]
+        assert volume.endswith(":/run/secrets:ro")
+
+
+def test_each_secret_is_mounted_into_the_one_process_that_reads_it() -> None:
+    made = {volume.partition(":")[0] for volume in SERVICES["secrets"]["volumes"]}
+    readers = {
+        name: {volume.partition(":")[0] for volume in service.get("volumes", [])} & made
+        for name, service in SERVICES.items()
+        if name != "secrets"
+    }
+
+    for name, volumes in readers.items():
+        steps = {"mongodb-installation", "rabbitmq-installation", "ready"}
+        own = "installation" if name in steps else name
+        assert volumes <= {f"secrets-{own}"}, name
+    assert set.union(*readers.values()) == made
+
+
+def test_production_provides_every_secret_and_replaces_the_sandbox() -> None:
+    settings = SecretsSettings()
+    environment = PRODUCTION["secrets"]["environment"]
+
+    assert makers(settings).keys() <= environment.keys()
+    assert "--no-generate" in PRODUCTION["secrets"]["command"]
+    assert PRODUCTION[SANDBOX] == {"profiles": ["sandbox"]}
+    for name in RoutingTable().destinations:
+        sandboxed = {
+            key
+            for key, value in SERVICES[name]["environment"].items()
+            if key.startswith(f"{name.upper()}_") and value is not None
+        }
+        assert PRODUCTION[name]["environment"].keys() == sandboxed, name
 
 
 def test_names_that_deploy_has_too_are_not_open_to_change() -> None:
@@ -107,7 +172,7 @@ def test_names_that_deploy_has_too_are_not_open_to_change() -> None:
         "OUTBOX_COLLECTION": RelaySettings.model_fields["outbox_collection"].default,
         "DELIVERY_LIMIT": TopologySettings.model_fields["delivery_limit"].default,
     }
-    for process in [*PROCESSES, "mongodb-init"]:
+    for process in [*TABLES, "ready"]:
         environment = SERVICES[process]["environment"]
         for name in environment.keys() & fixed.keys():
             assert environment[name] == fixed[name], f"{process}: {name}"
@@ -131,7 +196,7 @@ def test_a_process_may_write_nowhere_and_gain_nothing(process: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert "volumes" not in service
+    assert all(volume.endswith(":ro") for volume in service["volumes"])
 
 
 @pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
@@ -139,17 +204,20 @@ def test_ports_are_published_on_the_loopback_address_only(service: dict[str, Any
     assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_only_who_calls_a_third_party_gets_out() -> None:
+def test_only_workers_reach_third_parties() -> None:
     networks = yaml.safe_load(COMPOSE.read_text())["networks"]
-    outside = {name for name, service in SERVICES.items() if "third-parties" in service["networks"]}
+    outside = {
+        name for name, service in SERVICES.items() if "third-parties" in service.get("networks", [])
+    }
 
     assert networks["inside"] == {"internal": True}
-    assert outside == RoutingTable().destinations.keys()
+    assert outside == {*RoutingTable().destinations, SANDBOX}
 
 
 @pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 def test_servers_are_pinned_to_a_minor_version(service: dict[str, Any]) -> None:
-    assert "build" in service or re.fullmatch(r"(mongo|rabbitmq):\d+\.\d+.*", service["image"])
+    pinned = re.fullmatch(r"\$\{\w+:-(mongo|rabbitmq):\d+\.\d+.*\}", service["image"])
+    assert pinned or "assistance-relay" in service["image"]
 
 
 @pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
@@ -157,6 +225,9 @@ def test_what_a_service_waits_for_can_come_about(service: dict[str, Any]) -> Non
     for name, wait in service.get("depends_on", {}).items():
         if wait["condition"] == "service_healthy":
             assert "healthcheck" in SERVICES[name]
+        elif wait["condition"] == "service_started":
+            # a step waits by itself for the server that it prepares
+            assert service["restart"] == "no"
         else:
             assert wait["condition"] == "service_completed_successfully"
             assert SERVICES[name]["restart"] == "no"
@@ -164,58 +235,21 @@ def test_what_a_service_waits_for_can_come_about(service: dict[str, Any]) -> Non
 
 def test_no_password_stands_in_the_repository() -> None:
     for path in [COMPOSE, *DEPLOY.rglob("*")]:
-        if path.is_file():
+        if path.is_file() and path.suffix != ".whl":
             for user_info in re.findall(r"://\w+:([^@\s]+)@", path.read_text()):
                 assert user_info.startswith("${"), path
-    assert not {"users", "permissions"} & DEFINITIONS.keys()
 
 
-async def test_the_brokers_definitions_are_what_the_consumers_declare() -> None:
-    declared = Declared()
-    for destination in RoutingTable().destinations:
-        await topology.declare_deliveries(
-            declared,  # type: ignore[arg-type]  # it only notes what a channel would be asked for
-            destination,
-            events_exchange=RabbitSettings.model_fields["events_exchange"].default,
-            delivery_limit=TopologySettings.model_fields["delivery_limit"].default,
-        )
-
-    everything = [thing for kind in DEFINITIONS.values() for thing in kind if "durable" in thing]
-    assert all(thing["durable"] and not thing["auto_delete"] for thing in everything)
-    assert {exchange["name"]: exchange["type"] for exchange in DEFINITIONS["exchanges"]} == (
-        declared.exchanges
-    )
-    assert {queue["name"]: queue["arguments"] for queue in DEFINITIONS["queues"]} == declared.queues
-    assert {
-        (binding["destination"], binding["source"], binding["routing_key"])
-        for binding in DEFINITIONS["bindings"]
-    } == declared.bindings
-
-
-def test_the_broker_reads_the_definitions_that_compose_yml_brings() -> None:
+def test_the_broker_reads_the_user_that_the_secrets_bring() -> None:
     configuration = (DEPLOY / "rabbitmq" / "rabbitmq.conf").read_text()
     (path,) = re.findall(r"^definitions\.local\.path = (.+)$", configuration, re.MULTILINE)
 
-    assert f"./deploy/rabbitmq/definitions.json:{path}:ro" in SERVICES["rabbitmq"]["volumes"]
+    assert path == "/run/secrets/definitions.json"
+    assert "secrets-rabbitmq:/run/secrets:ro" in SERVICES["rabbitmq"]["volumes"]
 
 
-def test_every_user_of_a_server_is_made_by_its_step() -> None:
-    for server, step, made in (
-        ("MONGODB", "mongodb-init", {"root", *ROLES}),
-        ("RABBITMQ", "rabbitmq-users", {"operator", *RIGHTS}),
-    ):
-        urls = (
-            str(service.get("environment", {}).get(f"{server}_URL", ""))
-            for service in SERVICES.values()
-        )
-        used = {user for url in urls for user in re.findall(r"://(\w+):", url)}
-        given = {
-            name.split("_")[1].lower()
-            for name in SERVICES[step]["environment"]
-            if name.endswith("_PASSWORD")
-        }
-        assert used == made - {"root", "operator"}
-        assert given == made
+def test_server_side_javascript_is_off() -> None:
+    assert "--noscripting" in SERVICES["mongodb"]["command"]
 
 
 def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
@@ -246,24 +280,11 @@ def test_nobody_has_the_right_to_remove_anything_from_mongodb() -> None:
     assert not actions & {"remove", "dropCollection", "dropDatabase", "dropIndex"}
 
 
-def test_the_step_for_mongodb_is_given_what_its_script_reads() -> None:
-    script = (DEPLOY / "mongodb" / "initialise.js").read_text()
-    environment = SERVICES["mongodb-init"]["environment"]
-
-    assert set(re.findall(r"setting\('(\w+)'\)", script)) <= environment.keys()
-    assert all(script.count(left) == script.count(right) for left, right in ("()", "[]", "{}"))
-
-
-def test_the_step_for_rabbitmq_is_a_script_that_a_shell_can_read() -> None:
-    script = DEPLOY / "rabbitmq" / "users.sh"
-    environment = SERVICES["rabbitmq-users"]["environment"]
-
-    subprocess.run(["sh", "-n", script], check=True)
-    assert set(re.findall(r"RABBITMQ_[A-Z_]+(?=\")", script.read_text())) <= environment.keys()
-
-
 def test_the_image_takes_the_packages_of_the_product_and_nothing_of_the_sandbox() -> None:
-    assert {source for source in _copied() if (ROOT / source).is_dir()} == PRODUCT
+    assert {source for source in _copied() if (ROOT / source).is_dir()} == PRODUCT | {"sandbox"}
+    product = DOCKERFILE.partition("FROM build AS build-sandbox")[0]
+    assert "COPY sandbox" not in product
+    assert "FROM product AS sandbox" in DOCKERFILE
 
 
 def test_the_build_sees_what_the_dockerfile_copies_and_nothing_else() -> None:
@@ -271,13 +292,16 @@ def test_the_build_sees_what_the_dockerfile_copies_and_nothing_else() -> None:
     first, *rules = [line for line in ignored if line and not line.startswith("#")]
 
     assert first == "*"
-    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == _copied()
+    seen = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
+    assert seen == {source.replace("/wheels*", "/wheels") for source in _copied()}
 
 
 def test_the_wheel_in_the_image_holds_the_product_whole_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for name in _copied():
+    for name in _copied() - {"sandbox"}:
+        if "*" in name:
+            continue
         origin = ROOT / name
         if origin.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
@@ -305,15 +329,18 @@ def test_the_wheel_in_the_image_holds_the_product_whole_and_nothing_else(tmp_pat
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_the_image_is_built_with_the_locked_build_tool() -> None:
-    build_lock = (DEPLOY / "image" / "build.lock").read_text()
+@pytest.mark.parametrize("lock", ["build.lock", "sandbox.lock"])
+def test_the_images_are_built_of_what_the_development_lock_names(lock: str) -> None:
+    locked = (ROOT / "requirements-dev.lock").read_text()
+    parts = re.split(r"^(?=[a-z])", (DEPLOY / "image" / lock).read_text(), flags=re.MULTILINE)
 
-    assert build_lock in (ROOT / "requirements-dev.lock").read_text()
+    assert all(part in locked for part in parts)
 
 
 def test_the_image_is_built_of_what_the_locks_name_by_hash_only() -> None:
-    installs = re.findall(r"pip (?:install|wheel) .+", DOCKERFILE)
+    installs = re.findall(r"(?:install|wheel) --.+", DOCKERFILE)
 
+    assert len(installs) == 5
     assert all("--require-hashes" in line or "--no-index" in line for line in installs)
 
 
@@ -324,26 +351,17 @@ def test_the_image_runs_a_process_directly_and_not_as_root() -> None:
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", instructions["USER"])
 
 
-class Declared:
-    """Notes what is declared."""
+def _is_ours(service: Mapping[str, Any]) -> bool:
+    return "ASSISTANCE_IMAGE" in service["image"]
 
-    def __init__(self) -> None:
-        self.exchanges: dict[str, str] = {}
-        self.queues: dict[str, Mapping[str, Any]] = {}
-        self.bindings: set[tuple[str, str, str]] = set()
 
-    async def declare_exchange(self, name: str, kind: str) -> None:
-        self.exchanges[name] = kind
-
-    async def declare_queue(self, name: str, arguments: Mapping[str, Any]) -> None:
-        self.queues[name] = arguments
-
-    async def bind_queue(self, name: str, exchange: str, routing_key: str) -> None:
-        self.bindings.add((name, exchange, routing_key))
+def _given(service: Mapping[str, Any]) -> set[str]:
+    """The settings in a service's environment, also those that it reads from files."""
+    return {name.removesuffix("_FILE") for name in service["environment"]}
 
 
 def _is_consumer(service: Mapping[str, Any]) -> bool:
-    return "build" in service and service["command"][:2] == ["consumers", "run"]
+    return _is_ours(service) and service["command"][:2] == ["consumers", "run"]
 
 
 def _seconds(duration: str) -> float:

@@ -6,6 +6,8 @@ The position of a relay group, and the epoch that fences it.
      position: {token, cluster_time},
      pipeline,                      the pipeline of the token's change stream
      handover: {reason, since},     during a resync
+     search: {settled_to, code, reason, since},
+                                    while the event is searched that the broker refuses
      last_wish}                     the operator request that a leader of this group executed last
 
 Every write matches the writer's epoch, and `settled` or the cluster time must grow: neither a
@@ -43,6 +45,19 @@ class Position:
     cluster_time: Timestamp
 
 
+@dataclass(frozen=True, slots=True)
+class UnfinishedSearch:
+    """
+    One of the events up to number `settled_to` closed the channel or the connection, or stopped all
+    confirms.
+
+    code: AMQP's reply code; None when the broker gave none.
+    """
+
+    settled_to: int
+    code: int | None
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """This leader's view of its group's document; only the holder of the epoch can write it."""
@@ -54,6 +69,7 @@ class Checkpoint:
     position: Position | None
     resync_reason: str | None
     led_since: datetime
+    search: UnfinishedSearch | None = None
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
@@ -92,6 +108,7 @@ class Checkpoint:
             position=position,
             resync_reason=_resync_reason(document, pipeline),
             led_since=document["led_since"],
+            search=_unfinished_search(document),
         )
 
     async def raise_epoch(self, above: int) -> None:
@@ -123,6 +140,17 @@ class Checkpoint:
         await self._write(
             under_way, {"handover": None, "pipeline": pipeline, **_position_fields(position)}
         )
+
+    async def begin_search(self, *, settled_to: int, code: int | None, reason: str) -> None:
+        """Let a successor publish one at a time up to this event. Raises Deposed."""
+        self.search = UnfinishedSearch(settled_to, code)
+        fields = {"settled_to": settled_to, "code": code, "reason": reason}
+        await self._write({}, {"search": {**fields, "since": datetime.now(UTC)}})
+
+    async def end_search(self) -> None:
+        """Every event of the search is settled, and the position is behind it. Raises Deposed."""
+        self.search = None
+        await self._write({}, {"search": None})
 
     async def save(self, *, settled: int, position: Position | None) -> None:
         """
@@ -158,6 +186,11 @@ class Checkpoint:
 
     def _deposed(self) -> Deposed:
         return Deposed(f"the position of group {self.group!r} has a newer epoch")
+
+
+def _unfinished_search(document: Mapping[str, Any]) -> UnfinishedSearch | None:
+    stored = document.get("search")
+    return UnfinishedSearch(stored["settled_to"], stored["code"]) if stored else None
 
 
 def _resync_reason(document: Mapping[str, Any], pipeline: str) -> str | None:

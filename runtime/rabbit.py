@@ -60,6 +60,9 @@ RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
 
+#: In the broker's text for NOT_ALLOWED when a user or virtual host has reached its limit.
+CONNECTION_LIMIT = "connection limit"
+
 
 class BrokerError(Exception):
     """The root of the errors defined here."""
@@ -162,12 +165,14 @@ class Connection:
     One connection to the broker.
 
     closed: done as soon as the connection is lost; its result is the reason.
+    close_code: AMQP's reply code when the broker closed it; None while it is open, or was lost.
     blocked: true while the broker blocks publishing because of a memory or disk alarm.
     """
 
     def __init__(self, raw: _JoiningConnection) -> None:
         self._raw = raw
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.close_code: int | None = None
         self.blocked = False
         raw.add_on_close_callback(self._on_close)
         raw.add_on_connection_blocked_callback(self._on_blocked)
@@ -221,6 +226,8 @@ class Connection:
         logger.info("broker.unblocked")
 
     def _on_close(self, _connection: Any, reason: BaseException) -> None:
+        if isinstance(reason, ConnectionClosedByBroker):
+            self.close_code = reason.reply_code
         _resolve(self.closed, _words(reason))
 
 
@@ -491,8 +498,14 @@ def _connect_error(error: BaseException) -> BrokerError:
             isinstance(cause, ConnectionClosedByBroker)
             and cause.reply_code in {ACCESS_REFUSED, NOT_ALLOWED}
         ):
+            words = _words(cause)
+            if CONNECTION_LIMIT in words:
+                return BrokerGone(
+                    f"RabbitMQ accepts no more connections ({words}): close unused ones, or raise"
+                    " the limit of the user or virtual host"
+                )
             return BrokerRefused(
-                f"RabbitMQ refuses this user, password or virtual host ({_words(cause)}): "
+                f"RabbitMQ refuses this user, password or virtual host ({words}): "
                 "correct RABBITMQ_URL, or grant the user its permissions on the virtual host"
             )
     return BrokerGone(_words(causes[-1]))
@@ -500,18 +513,23 @@ def _connect_error(error: BaseException) -> BrokerError:
 
 def _channel_error(reason: BaseException) -> BrokerError:
     if isinstance(reason, ChannelClosedByBroker):
-        if reason.reply_code == RESOURCE_LOCKED:
-            return ResourceLocked(reason.reply_code, reason.reply_text)
-        return ChannelClosed(reason.reply_code, reason.reply_text)
+        kind = ResourceLocked if reason.reply_code == RESOURCE_LOCKED else ChannelClosed
+        return kind(reason.reply_code, _reply_text(reason))
     return BrokerGone(_words(reason))
 
 
 def _words(error: BaseException) -> str:
     if isinstance(error, ConnectionClosedByBroker | ChannelClosedByBroker):
-        return f"{error.reply_code} {error.reply_text}"
+        return f"{error.reply_code} {_reply_text(error)}"
     if isinstance(error, AMQPConnectionError) and not str(error):
         return type(error).__name__
     return str(error) or type(error).__name__
+
+
+def _reply_text(error: ConnectionClosedByBroker | ChannelClosedByBroker) -> str:
+    """The broker cuts its text at 255 bytes, perhaps inside a character: pika then keeps bytes."""
+    text: str | bytes = error.reply_text
+    return text if isinstance(text, str) else text.decode(errors="ignore")
 
 
 async def _first_of(*futures: asyncio.Future[Any], timeout_seconds: float | None = None) -> None:

@@ -90,6 +90,11 @@ class RabbitServer(ABC):
         user = urlsplit(self.url).username
         self._manage("DELETE", f"permissions/{quote(vhost, safe='')}/{user}")
 
+    def limit_connections(self, vhost: str, count: int) -> None:
+        """Refuse connections above this number; -1 for no limit."""
+        limit = f"vhost-limits/{quote(vhost, safe='')}/max-connections"
+        self._manage("PUT", limit, json={"value": count})
+
     def delete_vhost(self, name: str) -> None:
         self._manage("DELETE", f"vhosts/{quote(name, safe='')}")
 

@@ -533,6 +533,17 @@ def test_a_server_that_refuses_us_is_named_with_the_cure(
     assert "-wrong" not in relay.output()
 
 
+def test_a_connection_limit_at_the_first_start_is_waited_for_and_named(
+    start_relay: StartRelay, rabbit_server: RabbitServer, vhost: str
+) -> None:
+    rabbit_server.limit_connections(vhost, 0)
+    relay = start_relay()
+    relay.wait_log("RabbitMQ accepts no more connections")
+    rabbit_server.limit_connections(vhost, -1)
+    relay.wait_log("relay.leading")
+    assert "RabbitMQ refuses this user" not in relay.output()
+
+
 def test_a_mongodb_without_a_replica_set_is_named_with_the_cure(
     mongo_server: MongoServer, start_relay: StartRelay, tmp_path: Path
 ) -> None:

@@ -54,7 +54,9 @@ async def open_database(
 
     prepared = False
     if monitor is not None:
-        answered = monitor.poll("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
+        answered = monitor.poll(
+            "MongoDB", lambda: ping(client), every_seconds=PING_SECONDS, even_unseen=True
+        )
         monitor.ready_when(lambda: None if answered.value else "MongoDB does not answer")
         monitor.ready_when(lambda: None if prepared else "it is starting")
 

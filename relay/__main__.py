@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +13,7 @@ from relay.checkpoint import CHECKPOINTS
 from relay.operations import RequestKind
 from relay.process import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
+from runtime import clock
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
 from runtime.operations import NothingToDo, Operator
@@ -166,7 +166,7 @@ def print_fields(document: dict[str, Any], *, json: bool) -> None:
         "led since UTC": document["led_since"],
         "settled": document["settled"],
         "position UTC": at,
-        "age": None if at is None else f"{(datetime.now(UTC) - at).total_seconds():.0f} s",
+        "age": None if at is None else f"{(clock.now() - at).total_seconds():.0f} s",
         "resync": (document.get("handover") or {}).get("reason"),
     }
     for name, value in lines.items():

@@ -17,13 +17,14 @@ deposed leader nor a late write of the current one can move the position back.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from bson import Timestamp
 from loguru import logger
 from pymongo import ReturnDocument
 
+from runtime import clock
 from runtime.mongo import Database
 
 CHECKPOINTS = "checkpoints"
@@ -131,7 +132,7 @@ class Checkpoint:
     async def begin_resync(self, reason: str) -> None:
         """Invalidate the position until the pending events are settled. Raises Deposed."""
         self.resync_reason = reason
-        await self._write({}, {"handover": {"reason": reason, "since": datetime.now(UTC)}})
+        await self._write({}, {"handover": {"reason": reason, "since": clock.now()}})
 
     async def end_resync(self, position: Position, pipeline: str) -> None:
         """All events pending at this position are settled; save it. Raises Deposed."""
@@ -145,7 +146,7 @@ class Checkpoint:
         """Let a successor publish one at a time up to this event. Raises Deposed."""
         self.search = UnfinishedSearch(settled_to, code)
         fields = {"settled_to": settled_to, "code": code, "reason": reason}
-        await self._write({}, {"search": {**fields, "since": datetime.now(UTC)}})
+        await self._write({}, {"search": {**fields, "since": clock.now()}})
 
     async def end_search(self) -> None:
         """Every event of the search is settled, and the position is behind it. Raises Deposed."""
@@ -174,7 +175,7 @@ class Checkpoint:
         async with self._writing:
             result = await self.database[CHECKPOINTS].update_one(
                 {"_id": self.group, "epoch": self.epoch, **condition},
-                {"$set": {**fields, "saved_at": datetime.now(UTC)}},
+                {"$set": {**fields, "saved_at": clock.now()}},
             )
             # nothing matched: written by an earlier try whose reply was lost, or deposed
             if not result.matched_count and not await self._is_stored(self.epoch):

@@ -11,7 +11,7 @@ overwrites its successor's. A write that matched fewer documents than it names f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import bson
@@ -22,6 +22,7 @@ from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.intake import is_addressable
 from relay.window import Entry, Fate
+from runtime import clock
 from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, with_remedy
 
 DOCUMENT_VALIDATION_FAILURE = 121
@@ -75,7 +76,7 @@ class Marks:
         ]
         marked = published + waiting
         while marked:
-            now = datetime.now(UTC)
+            now = clock.now()
             writes: list[UpdateOne | UpdateMany] = []
             if published:
                 writes.append(self._mark_published([entry.id for entry in published], now))
@@ -154,7 +155,7 @@ class Marks:
 
     async def _set(self, event_id: Any, fields: dict[str, Any]) -> bool:
         while True:
-            written = {**fields, "settled_at": datetime.now(UTC), "relay_epoch": self._fence.epoch}
+            written = {**fields, "settled_at": clock.now(), "relay_epoch": self._fence.epoch}
             result = await self._outbox.update_one(
                 {"_id": event_id, **self._not_newer()}, {"$set": written}
             )

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import time
 
 from relay.backlog import COUNT_LIMIT, measure_backlog, measure_runway
 from relay.report import Report
 from relay.settings import RelaySettings
+from runtime import clock
 from runtime.mongo import Client, ping
 from runtime.monitoring import monitored
 from runtime.shutdown import Stop
@@ -22,7 +22,9 @@ async def monitored_relay(
     database = client[settings.mongodb_database]
     async with monitored(settings, "relay") as monitor:
         report = Report(monitor.registry)
-        answers = monitor.poll("MongoDB", lambda: ping(client), every_seconds=PING_SECONDS)
+        answers = monitor.poll(
+            "MongoDB", lambda: ping(client), every_seconds=PING_SECONDS, even_unseen=True
+        )
         backlog = monitor.poll(
             "the backlog",
             lambda: measure_backlog(database, settings.outbox_collection),
@@ -46,7 +48,7 @@ async def monitored_relay(
         def oldest_age_seconds() -> float | None:
             if backlog.value is None or backlog.value.oldest_at is None:
                 return None
-            return max(0.0, time() - backlog.value.oldest_at.timestamp())
+            return max(0.0, (clock.now() - backlog.value.oldest_at).total_seconds())
 
         monitor.gauge(
             "relay_leading", "1 for the leader", lambda: float(report.leadership is not None)

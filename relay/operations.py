@@ -11,7 +11,6 @@ running leader is deposed and starts over with a resync.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -22,6 +21,7 @@ from bson.errors import InvalidId
 from outbox.state import State
 from relay.checkpoint import CHECKPOINTS, Deposed
 from relay.held import WAITING_STATES
+from runtime import clock
 from runtime.mongo import ANY_WRITER, Database, Session, in_transaction
 from runtime.operations import OPERATIONS, NothingToDo, Operator, operation, record_done
 
@@ -112,7 +112,7 @@ async def reset_position(database: Database, group: str, operator: Operator) -> 
                 "$inc": {"epoch": 1},
                 "$set": {
                     "owner": f"operator {operator.who}",
-                    "handover": {"reason": RESET_POSITION, "since": datetime.now(UTC)},
+                    "handover": {"reason": RESET_POSITION, "since": clock.now()},
                 },
             },
             return_document=True,
@@ -156,7 +156,7 @@ async def record_result(
     async def write(session: Session) -> None:
         await database[OPERATIONS].update_one(
             {"_id": request_id, "carried_out_at": None},
-            {"$set": {"carried_out_at": datetime.now(UTC), "result": result}},
+            {"$set": {"carried_out_at": clock.now(), "result": result}},
             session=session,
         )
         # a write, because after a mere read a newer epoch could be taken during this transaction;

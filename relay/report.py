@@ -8,12 +8,13 @@ batches, and one event at a time is timed, so that the cost per event stays negl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import monotonic, time
+from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from relay.checkpoint import Checkpoint
 from relay.window import Entry, Fate, Window
+from runtime import clock
 from runtime.rabbit import Connection
 
 #: A longer wait is reported as a lack of progress; shorter ones are normal.
@@ -152,7 +153,7 @@ class Report:
 
     def caught_up(self) -> None:
         """The last read was empty, and every event read before is settled."""
-        self._note_seen(time())
+        self._note_seen(clock.now().timestamp())
 
     @property
     def lag_seconds(self) -> float | None:
@@ -188,4 +189,4 @@ class Report:
 
 def _age_seconds(moment: float) -> float:
     # clocks of different machines: an age is never negative
-    return max(0.0, time() - moment)
+    return max(0.0, clock.now().timestamp() - moment)

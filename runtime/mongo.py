@@ -17,6 +17,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
+from datetime import UTC
 from inspect import isawaitable
 from math import inf
 from time import monotonic
@@ -41,6 +42,7 @@ from pymongo.errors import ConnectionFailure, InvalidOperation, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from runtime import clock
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
@@ -266,15 +268,21 @@ def _may_recover(error: PyMongoError | CommitUnknown) -> bool:
 
 
 async def ping(client: Client) -> bool:
-    """True; raises PyMongoError while the server is unavailable."""
-    await client.admin.command("ping")
+    """True, and the server's clock is noted; raises PyMongoError while the server is away."""
+    await _hello(client)
     return True
+
+
+async def _hello(client: Client) -> Mapping[str, Any]:
+    hello: Mapping[str, Any] = await client.admin.command("hello")
+    clock.note_server_time(hello["localTime"].replace(tzinfo=UTC))
+    return hello
 
 
 async def check_server(client: Client) -> None:
     """Raises UnsuitableServer if the server cannot be used, PyMongoError while it is away."""
     try:
-        hello = await client.admin.command("hello")
+        hello = await _hello(client)
         version = (await client.admin.command("buildInfo"))["versionArray"]
     except OperationFailure as error:
         raise with_remedy(error) from error

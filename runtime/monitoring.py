@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry, Info, PlatformCollector, Proces
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime import clock
 from runtime.settings import MONITORING_PORTS, MonitoringSettings
 
 #: A poll that takes longer has failed; its value is unknown.
@@ -56,6 +57,11 @@ class Monitor:
         PlatformCollector(registry=self.registry)
         Info("process", "which process this is", registry=self.registry).info({"process": process})
         self._checks: list[Callable[[], str | None]] = []
+        self.gauge(
+            "clock_difference_seconds",
+            "how far this machine's clock is ahead of MongoDB's, which decides",
+            clock.difference_seconds,
+        )
         self._polls: list[asyncio.Task[None]] = []
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float | None]) -> None:
@@ -79,15 +85,22 @@ class Monitor:
         self.registry.register(_Gauge(name, meaning, lambda: read() or {}, label))
 
     def poll(
-        self, what: str, read: Callable[[], Awaitable[Found]], *, every_seconds: float
+        self,
+        what: str,
+        read: Callable[[], Awaitable[Found]],
+        *,
+        every_seconds: float,
+        even_unseen: bool = False,
     ) -> Latest[Found]:
         """
         Call `read` in the background, again and again, `every_seconds` after the last answer.
 
+        even_unseen: also in a process whose pages are not served.
+
         An error makes the value unknown, and is logged once while it stays the same.
         """
         latest = Latest[Found]()
-        if self._is_seen:
+        if self._is_seen or even_unseen:
             polling = _poll_forever(what, read, latest, every_seconds)
             self._polls.append(asyncio.create_task(polling))
         return latest
@@ -236,7 +249,8 @@ def _pages(monitor: Monitor) -> Callable[..., Awaitable[None]]:
             case "/readyz":
                 reason = monitor.why_not_ready()
                 if reason is None:
-                    await _send(send, 200, {"status": "ready"})
+                    note = clock.describe_difference()
+                    await _send(send, 200, {"status": "ready", **({"note": note} if note else {})})
                 else:
                     await _send(send, 503, {"status": "not_ready", "reason": reason})
             case _:

@@ -7,10 +7,11 @@ What operators did: one document per operation in the collection `operations`, n
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypedDict
 from uuid import uuid4
 
+from runtime import clock
 from runtime.mongo import Database, Session
 
 OPERATIONS = "operations"
@@ -66,7 +67,7 @@ def operation(what: str, operator: Operator, **about: Any) -> dict[str, Any]:
         **about,
         "who": operator.who,
         "why": operator.why,
-        "asked_at": datetime.now(UTC),
+        "asked_at": clock.now(),
         "carried_out_at": None,
         "result": None,
     }
@@ -83,7 +84,7 @@ async def record_done(
 ) -> str:
     """Record an executed operation, in the transaction that executed it if there is one; its ID."""
     done = operation(what, operator, **about)
-    done |= {"carried_out_at": datetime.now(UTC), "result": result}
+    done |= {"carried_out_at": clock.now(), "result": result}
     await database[OPERATIONS].insert_one(done, session=session)
     operation_id: str = done["_id"]
     return operation_id

@@ -1,7 +1,6 @@
 """`POST /api/assistances`: how a request is accepted."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID, uuid4
@@ -13,6 +12,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
 from assistance.routing import Routing
 from outbox.trace import trace_headers
+from runtime import clock
 from service import problems
 from service.api_keys import API_KEY_HEADER, ApiKeys, guarded_by
 from service.idempotency import REPLAYED_HEADER, Receipt, idempotency_key, receipt
@@ -67,7 +67,7 @@ def assistances_router(
         request: Request,
         response: Response,
     ) -> Accepted:
-        request_id, now = str(uuid4()), datetime.now(UTC)
+        request_id, now = str(uuid4()), clock.now()
         acceptance = accept(
             request_id=request_id,
             topic=new.topic,

@@ -1,7 +1,6 @@
 """`python -m service audit`: every request compared with its events, in one consistent view."""
 
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from assistance.books import EVENT_TYPES, Books, place_of
@@ -10,6 +9,7 @@ from assistance.collection import ASSISTANCES, DESTINATIONS
 from assistance.request import Request
 from assistance.waiting import OVERDUE_AFTER_SECONDS, Reason
 from outbox.collection import OUTBOX
+from runtime import clock
 from runtime.mongo import Database, snapshot_session
 
 OutboxDocuments = list[Mapping[str, Any]]
@@ -29,7 +29,7 @@ async def balance(
     (minSnapshotHistoryWindowInSeconds, five minutes).
     """
     books = Books()
-    now = datetime.now(UTC)
+    now = clock.now()
     # outside the snapshot, which cannot read a collection that was created after it began
     states: list[DestinationState] = await database[DESTINATIONS].find().to_list(None)
     unavailable = {state["_id"] for state in states if not accepts_calls(state)}

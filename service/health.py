@@ -5,6 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from runtime import clock
 from service import problems
 from service.readiness import Readiness
 
@@ -14,7 +15,10 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
+    """note: what is wrong although calls are served."""
+
     status: Literal["ready"] = "ready"
+    note: str | None = None
 
 
 def health_router(readiness: Readiness) -> APIRouter:
@@ -27,6 +31,7 @@ def health_router(readiness: Readiness) -> APIRouter:
     @router.get(
         "/readyz",
         summary="Whether a request would be accepted now",
+        response_model_exclude_none=True,
         responses=problems.documented(
             problems.unavailable("MongoDB does not answer (ServerSelectionTimeoutError)"),
             instance="/readyz",
@@ -36,6 +41,6 @@ def health_router(readiness: Readiness) -> APIRouter:
         reason = await readiness.why_not_ready()
         if reason is not None:
             raise problems.unavailable(reason)
-        return Ready()
+        return Ready(note=clock.describe_difference())
 
     return router

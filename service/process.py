@@ -27,9 +27,12 @@ async def serve(settings: ServiceSettings, stop: Stop) -> None:
     readiness = Readiness(client, client[settings.mongodb_database])
     listener = _Listener(create_app(settings, client, readiness), settings, stop)
     preparing = asyncio.create_task(_prepare(readiness, stop))
+    watching = asyncio.create_task(readiness.watch_clock(stop))
     await listener.serve()
     stop.request()
     await _let_end(preparing, settings.shutdown_grace_seconds)
+    # a read that hangs is not waited for
+    watching.cancel()
     await close(client)
 
 

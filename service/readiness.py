@@ -1,5 +1,7 @@
 """Whether the API can accept requests now, and if not, why."""
 
+from contextlib import suppress
+
 import pymongo
 from loguru import logger
 from pymongo.errors import PyMongoError
@@ -12,7 +14,7 @@ from assistance.collection import (
     IDEMPOTENCY_KEYS_INDEXES,
 )
 from outbox.collection import INDEXES, OUTBOX
-from runtime.mongo import Client, Database, check_server, ensure_collection
+from runtime.mongo import Client, Database, check_server, ensure_collection, ping
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
@@ -21,6 +23,9 @@ CHECK_TIMEOUT_SECONDS = 3.0
 
 #: Probes time out after one or two seconds and should get the reason before that.
 PROBE_TIMEOUT_SECONDS = 1.0
+
+#: How often MongoDB's clock is read; this process' monotonic one bridges the time between.
+CLOCK_SECONDS = 5.0
 
 
 class Readiness:
@@ -53,13 +58,20 @@ class Readiness:
             if stop.requested:
                 return
 
+    async def watch_clock(self, stop: Stop) -> None:
+        """Keep the estimate of MongoDB's clock fresh, also when no probe comes."""
+        while not stop.requested:
+            with suppress(PyMongoError), pymongo.timeout(PROBE_TIMEOUT_SECONDS):
+                await ping(self._client)
+            await stop.rest(CLOCK_SECONDS)
+
     async def why_not_ready(self) -> str | None:
         """The reason why a call would be answered 503 now; None if it would be served."""
         if self.why_not_prepared is not None:
             return self.why_not_prepared
         try:
             with pymongo.timeout(PROBE_TIMEOUT_SECONDS):
-                await self._client.admin.command("ping")
+                await ping(self._client)
         except PyMongoError as error:
             return f"MongoDB does not answer ({_name(error)})"
         return None

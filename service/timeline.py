@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import chain
+from datetime import datetime
 from typing import Any
 
 from assistance import events
@@ -14,6 +13,7 @@ from assistance.request import Request
 from assistance.waiting import Reason, why_waiting
 from outbox.collection import OUTBOX
 from outbox.state import State
+from runtime import clock
 from runtime.mongo import Database
 
 
@@ -50,29 +50,51 @@ async def find_history(
     if request is None:
         return None
     its_events = await database[OUTBOX].find({"key": request_id}, {"payload": False}).to_list(None)
-    return RequestHistory(request, timeline(request, its_events, now=datetime.now(UTC)))
+    return RequestHistory(request, timeline(request, its_events, now=clock.now()))
 
 
 def timeline(
     request: Request, outbox_documents: Sequence[Mapping[str, Any]], *, now: datetime
 ) -> list[Entry]:
     """
-    In order of time; the next steps come last.
+    Causes before their effects, otherwise in order of time; the next steps come last.
+
+    The times may be those of several machines' clocks, so they alone do not decide the order.
 
     Events of other applications, which may use the same key, are left out. An event that has one of
     our types but no sequence number was written by another application; it is shown and marked.
     """
     ours = [document for document in outbox_documents if document.get("type") in EVENT_TYPES]
     in_order = sorted(ours, key=lambda document: seq_of(document) or 0)
-    happened = [_accepted(request)]
-    happened += chain.from_iterable(_event(document) for document in in_order)
-    happened += chain.from_iterable(_attempts(delivery) for delivery in request["deliveries"])
-    happened.sort(key=lambda entry: entry.at or now)
+    accepted = _accepted(request)
+    chains = [list(_event(document)) for document in in_order]
+    # each event was appended after the one before
+    chains.append([appended for appended, *_ in chains])
+    chains += [list(_attempts(delivery)) for delivery in request["deliveries"]]
     return [
         *_removed(request, sum(seq_of(document) is not None for document in ours)),
-        *happened,
+        *_merged(accepted, chains, now),
         *_next(request, events_by_id(in_order), now),
     ]
+
+
+def _merged(first: Entry, chains: Sequence[Sequence[Entry]], now: datetime) -> Iterator[Entry]:
+    """
+    The order of time, in which an entry counts as no earlier than those before it in its chains.
+
+    Entries are told apart by identity: several chains may share one.
+    """
+    start = first.at or now
+    counted = {id(first): start}
+    entries = {id(first): first}
+    # twice: an entry that one chain moves may move those behind it in an earlier chain
+    for chain in (*chains, *chains):
+        latest = start
+        for entry in chain:
+            entries[id(entry)] = entry
+            latest = max(latest, counted.get(id(entry), entry.at or now))
+            counted[id(entry)] = latest
+    yield from sorted(entries.values(), key=lambda entry: counted[id(entry)])
 
 
 def _accepted(request: Request) -> Entry:

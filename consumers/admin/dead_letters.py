@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from assistance.collection import ASSISTANCES, DEAD_LETTERS
@@ -17,6 +17,7 @@ from assistance.dead_letter import (
 )
 from assistance.delivery import Delivery
 from assistance.request import Request, delivery_to
+from runtime import clock
 from runtime.mongo import Database, Session, aggregate, in_transaction
 from runtime.operations import (
     OPERATION_ITEMS,
@@ -191,7 +192,7 @@ async def discard(
     results: dict[str, str] = {}
     for some in _in_parts(found, DISCARD_COUNT):
         results |= await _discard_some(database, some, asked)
-    done = {"carried_out_at": datetime.now(UTC), "result": _counted(results.values())}
+    done = {"carried_out_at": clock.now(), "result": _counted(results.values())}
     await database[OPERATIONS].update_one({"_id": asked["_id"]}, {"$set": done})
     return asked["_id"], results
 
@@ -228,7 +229,7 @@ def decide(decision: Decision, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The update of a letter that sets the decision and appends it to the letter's history."""
     record: DecisionRecord = {
         "decision": decision.value,
-        "at": datetime.now(UTC),
+        "at": clock.now(),
         "who": asked["who"],
         "why": asked["why"],
         "operation": asked["_id"],

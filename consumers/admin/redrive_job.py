@@ -13,7 +13,7 @@ another command can resume a redrive whose command died.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -28,6 +28,7 @@ from assistance.request import Request, delivery_to
 from consumers.admin.dead_letters import Selection, letters
 from consumers.database import server_time
 from consumers.delivery.updates import NOW
+from runtime import clock
 from runtime.mongo import Database, aggregate, new_owner
 from runtime.operations import (
     OPERATION_ITEMS,
@@ -166,7 +167,7 @@ async def start(
         reason=None,
         open=True,
         owner=new_owner(),
-        lease_until=datetime.now(UTC),
+        lease_until=clock.now(),
         items_count=None,
     )
     try:
@@ -294,7 +295,7 @@ async def _end(database: Database, redrive_id: str, state: State, **condition: A
     ended = {
         "state": state.value,
         "result": await counts(database, redrive_id),
-        "carried_out_at": datetime.now(UTC),
+        "carried_out_at": clock.now(),
     }
     await database[OPERATIONS].update_one(
         {"_id": redrive_id, "open": True, **condition}, {"$set": ended, "$unset": {"open": True}}

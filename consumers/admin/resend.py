@@ -9,7 +9,6 @@ destination is unavailable are left alone: their hints were not lost.
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from consumers.admin.pace import Pace
 from consumers.database import server_time
 from consumers.delivery.hints import DueDelivery, Hints, Step
 from consumers.delivery.updates import NOW
+from runtime import clock
 from runtime.mongo import Database, retry_while_unavailable
 from runtime.operations import OPERATIONS, NothingToDo, Operator, operation
 from runtime.shutdown import Stop
@@ -174,7 +174,7 @@ async def _renew(database: Database, operation_id: str) -> None:
 
 
 async def _end(database: Database, operation_id: str, answers: Mapping[str, int]) -> None:
-    done = {"result": dict(answers), "carried_out_at": datetime.now(UTC)}
+    done = {"result": dict(answers), "carried_out_at": clock.now()}
     await database[OPERATIONS].update_one(
         {"_id": operation_id}, {"$set": done, "$unset": {"open": True}}
     )

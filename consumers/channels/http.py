@@ -24,6 +24,7 @@ import httpx
 
 from assistance.verdict import Later, Unknown
 from consumers.channels.excerpts import cut_excerpt
+from runtime import clock
 
 #: Third parties answer in a few words; more is a page that nobody reads here.
 ANSWER_LIMIT_BYTES = 4096
@@ -129,7 +130,7 @@ class HttpClient:
             response.headers,
             bytes(body[:ANSWER_LIMIT_BYTES]),
             secrets=self._secrets,
-            now=datetime.now(UTC),
+            now=clock.now(),
         )
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ sides know both. A redirect is not followed. See docs/channels.md for what a rec
 import base64
 import binascii
 import socket
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Self
@@ -42,6 +42,7 @@ from consumers.channels.http import (
     secrets_of,
 )
 from consumers.channels.public_addresses import AddressRefused, GuardedTransport, Network, refusal
+from runtime import clock
 from runtime.settings import SettingsTable
 
 EVENT_TYPE = "assistance.requested"
@@ -146,7 +147,7 @@ class Webhook:
                 "Content-Type": "application/json",
                 "X-Request-ID": message.request_id,
                 **message.trace,
-                **self._signed(message.idempotency_key, body, datetime.now(UTC)),
+                **self._signed(message.idempotency_key, body, clock.now()),
             },
         )
         if isinstance(answer, Answer):

@@ -33,6 +33,11 @@ class Monitoring:
         reason: str | None = answer.json().get("reason")
         return reason
 
+    def note(self) -> str | None:
+        """What is wrong although it is ready; None when nothing is."""
+        note: str | None = self._get("/readyz").json().get("note")
+        return note
+
     def wait_ready(self) -> None:
         wait_until(lambda: self.why_not_ready() is None, "it is ready", deadline_seconds=30)
 

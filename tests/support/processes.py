@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from runtime import clock
 from sandbox.server_process import leash, let_go
 from sandbox.waiting import wait_until
 
@@ -153,7 +155,17 @@ def become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Path
     # what is printed is looked for while the process runs
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
+    shift_clock(float(environment.get("TEST_CLOCK_AHEAD_SECONDS", "0")))
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def shift_clock(seconds: float) -> None:
+    """Let this process' machine be ahead of all others, in the one function that reads its clock.
+
+    A unit test holds the product to that function.
+    """
+    if seconds:
+        clock.machine_time = lambda: datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 @contextmanager

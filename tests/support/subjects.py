@@ -4,10 +4,12 @@ import signal
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +53,9 @@ class Subject(ABC):
     """
 
     peers: tuple[str, ...] = ("mongodb",)
+
+    #: further settings of the process
+    extra: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, around: Surroundings) -> None:
         self.around = around
@@ -106,6 +111,7 @@ class Subject(ABC):
             "LOG_FORMAT": "json",
             "RELAY_DRAIN_SECONDS": str(GRACE_SECONDS),
             "SHUTDOWN_GRACE_SECONDS": str(GRACE_SECONDS),
+            **self.extra,
         }
         if "mongodb" in self.links:
             addresses["MONGODB_URL"] = self.links["mongodb"].url(

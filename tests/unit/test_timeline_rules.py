@@ -144,3 +144,35 @@ def test_an_event_of_ours_that_a_foreign_hand_wrote_is_shown_as_such(
 
 def test_text_is_printed_without_its_tricks() -> None:
     assert escape_unprintable("é 🙂 \x1b[31m\u202e\n") == "é 🙂 \\x1b[31m\\u202e\\n"
+
+
+@pytest.mark.parametrize("relays_clock", [-60 * MINUTE, 60 * MINUTE])
+def test_the_order_does_not_depend_on_the_relays_clock(relays_clock: timedelta) -> None:
+    request, documents = accepted()
+    published = {"state": "published", "published_at": BORN + relays_clock}
+    told = [
+        (entry.what, entry.detail)
+        for entry in timeline(request, [{**one, **published} for one in documents], now=BORN)
+        if entry.what != "next"
+    ]
+    whats = [what for what, _ in told]
+    assert whats[0] == "accepted"
+    assert [what for what in whats if what != "accepted"].count("appended") == len(documents)
+    assert whats.index("appended") < whats.index("published")
+    appended = [detail for what, detail in told if what == "appended"]
+    assert appended == ["event 1", "event 2"]
+
+
+def test_attempts_keep_their_order_whatever_the_workers_clocks() -> None:
+    request, documents = accepted()
+    request["deliveries"][0]["attempts"] = [
+        cast(Any, {"number": 1, "started_at": BORN + 5 * MINUTE, "ended_at": BORN + 6 * MINUTE}),
+        cast(Any, {"number": 2, "started_at": BORN - 9 * MINUTE, "ended_at": BORN - 8 * MINUTE}),
+    ]
+    told = [
+        (entry.what, entry.subject)
+        for entry in timeline(request, documents, now=BORN)
+        if entry.what in {"started", "ended"}
+    ]
+    first, second = "slack, attempt 1", "slack, attempt 2"
+    assert told == [("started", first), ("ended", first), ("started", second), ("ended", second)]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from runtime import clock
 from service import problems
@@ -18,7 +18,12 @@ class Ready(BaseModel):
     """note: what is wrong although calls are served."""
 
     status: Literal["ready"] = "ready"
-    note: str | None = None
+    note: str | None = Field(
+        default=None,
+        examples=[
+            "the clock of this machine is 60 s behind that of MongoDB, which decides: ...",
+        ],
+    )
 
 
 def health_router(readiness: Readiness) -> APIRouter:

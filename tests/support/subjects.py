@@ -269,6 +269,7 @@ class ServiceSubject(Subject):
         process = self.around.run_process("service", "run", environment=environment)
         self.service = RunningService(process, environment)
         self._stack.enter_context(self.service)
+        self.service.wait_ready()
         return process
 
     def ask(self) -> None:

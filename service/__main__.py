@@ -31,6 +31,11 @@ Result = TypeVar("Result")
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+@commands.callback()
+def service() -> None:
+    """Accept assistance requests by a REST API, and show what happened to them."""
+
+
 @commands.command()
 def run() -> None:
     """Run the REST API until SIGTERM or Ctrl-C."""
@@ -86,4 +91,4 @@ def _with_database(work: Callable[[Database], Awaitable[Result]]) -> Result:
 
 
 if __name__ == "__main__":
-    commands(prog_name="python -m service")
+    commands()

@@ -58,6 +58,7 @@ RedriveId = Annotated[str, typer.Argument(metavar="ID", help="as shown by `redri
 
 
 def redrive(
+    context: typer.Context,
     ids: Ids = None,
     *,
     why: Why,
@@ -101,7 +102,8 @@ def redrive(
     async def run(database: Database, stop: Stop) -> str:
         lease = await redrive_job.start(database, planned, chosen, asking, rate_per_second=rate)
         typer.echo(f"redrive {lease.redrive_id}")
-        return await _run(database, lease, _destinations(database, settings), options, stop)
+        known = _destinations(database, settings)
+        return await _run(context, database, lease, known, options, stop)
 
     _end(settings, run)
 
@@ -176,6 +178,7 @@ def cancel(redrive_id: RedriveId, *, why: Why, who: Who) -> None:
 
 @redrives.command()
 def resume(
+    context: typer.Context,
     redrive_id: RedriveId,
     *,
     why: Why,
@@ -190,12 +193,14 @@ def resume(
     async def run(database: Database, stop: Stop) -> str:
         lease = await redrive_job.resume(database, redrive_id, asking)
         options = RedriveOptions(lease.operation["rate_per_second"], stop_share, patience_seconds)
-        return await _run(database, lease, _destinations(database, settings), options, stop)
+        known = _destinations(database, settings)
+        return await _run(context, database, lease, known, options, stop)
 
     _end(settings, run)
 
 
 async def _run(
+    context: typer.Context,
     database: Database,
     lease: RedriveLease,
     destinations: KnownDestinations,
@@ -210,9 +215,8 @@ async def _run(
     counts = await redrive_job.counts(database, redrive_id)
     typer.echo(f"{ended['state']}{printable(reason)}: {_as_text(counts)}")
     if ended["state"] == redrive_job.State.PAUSED:
-        typer.echo(
-            f"resume with: python -m consumers dead-letters redrives resume {redrive_id} --why ..."
-        )
+        program = context.find_root().command_path
+        typer.echo(f"resume with: {program} dead-letters redrives resume {redrive_id} --why ...")
     return ended["state"]
 
 

@@ -10,9 +10,6 @@ import pytest
 from tests.conftest import RunProcess
 from tests.support.paths import REPOSITORY
 
-#: A command of another process keeps one name: a module runs wherever the product is installed.
-NAMES_ANOTHER_PROCESS = {"relay/process.py"}
-
 
 def usage(name: str) -> str:
     return f"Usage: {name} run [OPTIONS]"
@@ -45,15 +42,16 @@ def test_a_script_shows_its_own_name(script: str) -> None:
     assert hint(script) in ended.stderr
 
 
-def test_no_text_of_a_command_has_a_fixed_program_name() -> None:
+@pytest.mark.parametrize("package", ["service", "relay", "consumers"])
+def test_no_text_of_a_process_has_a_fixed_name_for_its_own_program(package: str) -> None:
     """Docstrings may: they are for readers of the code."""
-    found = {
-        str(path.relative_to(REPOSITORY))
-        for package in ("service", "relay", "consumers", "runtime", "assistance")
+    places = [
+        f"{path.relative_to(REPOSITORY)}: {text}"
         for path in (REPOSITORY / package).rglob("*.py")
-        if any("python -m" in text for text in texts(path))
-    }
-    assert found == NAMES_ANOTHER_PROCESS
+        for text in texts(path)
+        if f"python -m {package}" in text
+    ]
+    assert places == []
 
 
 def texts(path: Path) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from loguru import logger
 from pymongo import MongoClient
 
@@ -13,6 +14,11 @@ from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
 from sandbox.servers import Servers, find_mongo, find_rabbit, find_servers
 from tests.support.processes import OurProcess, group_members
+
+# How long an example takes depends on what else the machine does. The rest is Hypothesis's default
+# profile, which is another one in CI.
+settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_load")
 
 RunProcess = Callable[..., OurProcess]
 
@@ -22,6 +28,7 @@ pytest_plugins = [
     "tests.support.third_parties",
     "tests.support.deliveries",
     "tests.support.outbox_world",
+    "tests.support.stage",
     "tests.support.subjects",
 ]
 

@@ -468,10 +468,9 @@ ACTIONS = st.lists(
 @given(ACTIONS)
 @settings(
     max_examples=10,
-    deadline=None,
     # to look for the shortest example takes minutes here
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_a_status_is_what_the_deliveries_say_after_any_closes_and_redrives(
     runner: asyncio.Runner,

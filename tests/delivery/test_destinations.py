@@ -28,20 +28,14 @@ from runtime.shutdown import Stop
 from sandbox.ports import free_ports
 from sandbox.rabbitmq import RabbitServer
 from sandbox.waiting import wait_until
-from tests.conftest import RunProcess
-from tests.delivery.test_delivery import Stage, lines, stop
 from tests.support.deliveries import Deliveries
 from tests.support.monitoring import Monitoring
 from tests.support.processes import bare_environment
+from tests.support.stage import Stage, lines, stop
 from tests.support.third_parties import ThirdParties
 
 SLACK = "slack"
 OPERATOR = Operator("ann", "the workspace is moving")
-
-
-@pytest.fixture
-def stage(run_process: RunProcess, deliveries: Deliveries, third_parties: ThirdParties) -> Stage:
-    return Stage(run_process, deliveries, third_parties)
 
 
 @pytest.fixture

@@ -135,9 +135,7 @@ class AnyOrderOfConfirms(RuleBasedStateMachine):
         assert self.window.is_empty, "when every confirm has come, nothing is left open"
 
 
-AnyOrderOfConfirms.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
-)
+AnyOrderOfConfirms.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestAnyOrderOfConfirms = AnyOrderOfConfirms.TestCase
 
 

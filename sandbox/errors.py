@@ -1,11 +1,11 @@
 """
-What can keep the sandbox from running. Each message says what is wrong and what to do.
+What can prevent the sandbox from running. Each message says what is wrong and what to do.
 
 SandboxError
-├── ServerMissingError       a server cannot be had on this machine: one line with the cure
-├── InstallationFailedError  the package manager did not do it
+├── ServerMissingError       a server is not available on this machine: one line with the remedy
+├── InstallationFailedError  the package manager failed
 ├── ServerFailedError        a server of ours ended, or did not answer in time: with its last words
-└── NotOursError             a server given by a URL was to be hurt
+└── NotOursError             a server given by a URL must not be stopped or damaged
 """
 
 

@@ -164,7 +164,7 @@ class LocalMongo(MongoServer):
 
 @dataclass
 class GivenMongo(MongoServer):
-    """A replica set that somebody else runs: used, never started, stopped or hurt."""
+    """An external replica set, given by a URL: used, never started, stopped or damaged."""
 
     given_url: str = field(repr=False)
 

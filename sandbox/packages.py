@@ -1,4 +1,4 @@
-"""System packages: put in with apt-get, said first, with nothing started or enabled by it."""
+"""System packages: installed with apt-get after saying so; nothing is started or enabled."""
 
 import os
 import shutil
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from sandbox.errors import InstallationFailedError
 
-# One script, so that sudo asks once and everything is taken back whatever happens.
+# One script, so that sudo asks once and all temporary changes are undone in any case.
 #
-# - policy-rc.d is how Debian's maintainer scripts are told to start nothing. Ours speaks only while
-#   this script lives, so that even a SIGKILL leaves no rule behind; one that was there comes back.
+# - policy-rc.d keeps Debian's maintainer scripts from starting services. Ours applies only while
+#   this script runs, so even a SIGKILL leaves no rule behind; an existing one is restored.
 # - Units and init scripts of the packages that were not there before are disabled again: RabbitMQ
 #   brings epmd.socket and logrotate.timer beside its own service. deb-systemd-helper works with and
 #   without a running systemd, and remembers it for upgrades; it wants to know a package's name.
-# - A list that cannot be refreshed is no failure yet: the one at hand may do.
+# - A list that cannot be refreshed is not a failure: the existing one may suffice.
 INSTALL = r"""
 set -eu
 policy=/usr/sbin/policy-rc.d
@@ -45,7 +45,7 @@ printf '#!/bin/sh\nif kill -0 %s 2>/dev/null; then exit 101; fi\nexit 0\n' $$ >"
 chmod 755 "$policy"
 
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -q || echo "The package lists could not be refreshed; those at hand must do."
+apt-get update -q || echo "The package lists could not be refreshed; the existing ones are used."
 apt-get install -q -y --no-install-recommends "$@"
 """
 
@@ -53,7 +53,7 @@ apt-get install -q -y --no-install-recommends "$@"
 def way_to_root(
     *, effective_user_id: int, apt_get: bool, sudo: bool, unattended: bool
 ) -> list[str] | None:
-    """Give what to put before a command that installs packages, or None where there is no way."""
+    """Give the prefix of a command that installs packages, or None where none can be installed."""
     if not apt_get:
         return None
     if effective_user_id == 0:

@@ -22,7 +22,7 @@ def port_is_free(port: int) -> bool:
 def free_ports(count: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < count:
-        port = random.choice(PORTS)  # noqa: S311  a port is no secret
+        port = random.choice(PORTS)  # noqa: S311  a port is not a secret
         if port not in chosen and port_is_free(port):
             chosen.append(port)
     return chosen

@@ -317,7 +317,8 @@ class LocalRabbit(RabbitServer):
     def evaluate(self, expression: str) -> str:
         """Evaluate an Erlang expression in the node; returns the result as Erlang prints it.
 
-        Takes milliseconds, where rabbitmqctl starts a VM for each call. Raises ServerFailedError.
+        Test-speed hack: takes milliseconds, where rabbitmqctl starts a VM for each call. Raises
+        ServerFailedError.
         """
         answer = subprocess.run(
             [str(erl_call()), "-sname", NODE_NAME, "-e"],
@@ -336,7 +337,7 @@ class LocalRabbit(RabbitServer):
 
 
 def mirror(installation: Path, folder: Path) -> None:
-    """Link to an installation of RabbitMQ without the plugins that nobody here enables.
+    """Test-speed hack: link to an installation of RabbitMQ without the plugins that we do not use.
 
     It starts in two thirds of the time [M]: Erlang looks for each of a thousand modules in the
     folders of all plugins, and RabbitMQ reads the description of each.
@@ -354,7 +355,7 @@ def mirror(installation: Path, folder: Path) -> None:
 
 
 def erl_call() -> Path:
-    """Find Erlang's own small tool beside its VM."""
+    """Find Erlang's `erl_call`, beside its VM."""
     erl = shutil.which("erl")
     assert erl is not None
     return next(Path(erl).resolve().parents[1].glob("erts-*/bin/erl_call"))
@@ -362,7 +363,7 @@ def erl_call() -> Path:
 
 @dataclass
 class GivenRabbit(RabbitServer):
-    """A broker that somebody else runs: used, never started, stopped or hurt.
+    """An external broker, given by a URL: used, never started, stopped or damaged.
 
     The user of `given_url` needs the administrator tag, and the management plugin must be on.
     """

@@ -1,7 +1,7 @@
-"""Finds and runs the two servers everything here lives on: MongoDB and RabbitMQ.
+"""Finds and runs the two servers that the sandbox needs: MongoDB and RabbitMQ.
 
 In this order: a URL in the environment, an installed binary, a Docker engine that has the image,
-the system's package manager. What cannot be had is one line that names the cure.
+the system's package manager. A missing server is reported in one line with the remedy.
 """
 
 import os
@@ -142,7 +142,7 @@ def installed_mongod() -> Path | None:
 
 
 def installed_rabbitmq_server() -> Path | None:
-    """Find the server script that runs as whoever calls it; /usr/sbin has only Debian's wrapper."""
+    """Find the server script that runs as the calling user; /usr/sbin has only Debian's wrapper."""
     scripts = Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server")
     if newest := max(scripts, default=None):
         return newest

@@ -59,7 +59,7 @@ def _read_ports() -> argparse.Namespace:
 def port_number(text: str) -> int:
     port = int(text)
     if port not in range(65536):
-        raise argparse.ArgumentTypeError(f"{text} is no port: 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
     return port
 
 

@@ -1,4 +1,4 @@
-"""How an HTTP third party answers a call: by its own judgement, or as it was told to misbehave."""
+"""How an HTTP third party answers a call: by its rules, or by the current misbehaviour."""
 
 import asyncio
 from collections.abc import Awaitable

@@ -15,7 +15,7 @@ REMEMBERED_DELIVERIES = 1_000_000
 
 @dataclass(frozen=True)
 class Call:
-    """One call as it came in, before it is decided what becomes of it."""
+    """One call as it arrived, before the answer is chosen."""
 
     kind: Kind
     destination: str
@@ -111,7 +111,7 @@ class Inbox:
         self._counts[kind, "repeated" if receipt.repeat else "distinct"] += 1
 
     def _is_first_delivery(self, call: Call) -> bool:
-        """Remember the delivery; one without a request id cannot be told from another: first."""
+        """Remember the delivery; without a request id, each counts as the first."""
         if call.request_id is None:
             return True
         delivery = (call.kind, call.destination, call.request_id)

@@ -13,13 +13,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 LOOPBACK = "127.0.0.1"
-# Longer than any client keeps an idle connection: a server that hangs up first, at the moment
-# the client sends, would look like a lost answer that nobody asked for.
+# Longer than any client keeps an idle connection: a server that closes first, at the moment
+# the client sends, would cause a lost answer that no test asked for.
 KEEP_ALIVE_SECONDS = 75
 
 
 class Conversation(Protocol):
-    """A protocol of asyncio that tells its transport; None once the connection is gone."""
+    """A protocol of asyncio that exposes its transport; None once the connection is gone."""
 
     @property
     def transport(self) -> Any: ...
@@ -32,7 +32,7 @@ class Listener:
     host: the address to listen on: loopback, except in a container of its own.
 
     The port stays ours while closed: a socket that is bound but does not listen holds it, so
-    callers are refused and nobody else can take it.
+    callers are refused and no other process can take it.
     """
 
     def __init__(self, port: int, converse: Callable[[], Any], *, host: str = LOOPBACK) -> None:

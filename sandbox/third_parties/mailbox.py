@@ -1,4 +1,4 @@
-"""A mail server that accepts for everybody, delivers to the inbox, and fails on request."""
+"""A mail server that accepts any recipient, delivers to the inbox, and fails on request."""
 
 import asyncio
 from email import message_from_bytes, policy

@@ -1,12 +1,12 @@
 """
-How a third party misbehaves: one way at a time for each kind, until told to behave.
+How a third party misbehaves: one way at a time for each kind, until `/behave` is called.
 
 status            answers with `code` (and `retry_after`, `body`); the message is not kept
 ok_false          Slack only: 200 with {"ok": false, "error": ...}; not kept
 hang              takes the call and never answers, until released or the caller leaves; not kept
 slow              keeps the message at once and answers after `delay_seconds`
 reset             resets the connection instead of answering; not kept
-refuse            nobody listens on the port; connections that were open are reset
+refuse            the port does not listen; connections that were open are reset
 accept_then_fail  keeps the message, then resets the connection: the answer is lost
 
 For e-mail, `stage` names the moment: `connect` (the greeting), `MAIL`, `RCPT`, or `DATA`

@@ -48,7 +48,7 @@ class ThirdParties:
         await self._open_those_not_refusing()
 
     async def misbehave(self, misbehaviour: Misbehaviour) -> None:
-        """Return once it holds: a port told to refuse refuses by then."""
+        """Return once it is in effect: a port that is to refuse refuses by then."""
         self.misbehaviours.begin(misbehaviour)
         await self._open_those_not_refusing()
 

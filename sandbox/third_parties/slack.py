@@ -4,7 +4,7 @@ Slack's two doors for a message: an incoming webhook, and `chat.postMessage`.
 The answers are those of
 https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (plain text and a
 status code) and https://docs.slack.dev/reference/methods/chat.postMessage (always 200; `ok`
-tells). There is no rate limit unless one is asked for. Teams are `T...`, services `B...`; any
+decides). There is no rate limit unless one is configured. Teams are `T...`, services `B...`; any
 token is good unless it begins with `revoked`.
 """
 

@@ -187,7 +187,7 @@ async def test_a_redriven_delivery_keeps_its_history_and_has_all_its_attempts_ag
     assert (taken["who"], taken["operation"]) == ("ann", lease.redrive_id)
 
 
-async def test_a_canary_that_fails_keeps_the_rest_back_until_somebody_resumes(
+async def test_a_canary_that_fails_keeps_the_rest_back_until_an_operator_resumes(
     database: Database, deliveries: Deliveries
 ) -> None:
     request_ids = fail_many(deliveries, 5)
@@ -272,7 +272,7 @@ async def test_what_is_skipped_is_said_with_its_reason(
     )
     await discard(database, Selection(ids=(discarded,)), ANN)
     deliveries.database[ASSISTANCES].update_one({"_id": gone}, {"$set": {"_id": gone}})
-    letters.update_one({"request_id": gone}, {"$set": {"request_id": "nobody"}})
+    letters.update_one({"request_id": gone}, {"$set": {"request_id": "unknown"}})
     for request_id, name in ((elsewhere, "teams"), (suspended, "email")):
         letters.update_one({"request_id": request_id}, {"$set": {"destination": name}})
         deliveries.database[ASSISTANCES].update_one(
@@ -283,12 +283,12 @@ async def test_what_is_skipped_is_said_with_its_reason(
     )
     planned = await redrive_job.plan(
         database,
-        Selection(ids=(discarded, "nobody", elsewhere, mended, suspended, good, "message/1")),
+        Selection(ids=(discarded, "unknown", elsewhere, mended, suspended, good, "message/1")),
         destinations(unavailable=["email"]),
     )
     assert {one.letter["request_id"]: one.skip for one in planned} == {
         discarded: Skip.DISCARDED,
-        "nobody": Skip.NO_REQUEST,
+        "unknown": Skip.NO_REQUEST,
         elsewhere: Skip.NOT_CONFIGURED,
         mended: Skip.NOT_FAILED,
         suspended: Skip.UNAVAILABLE,
@@ -317,7 +317,7 @@ def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
     assert "attempt        1" in run_command(deliveries, "dead-letters", "show", letter_id)
     assert "number 0" not in run_command(deliveries, "dead-letters", "show", letter_id)
 
-    why = ("--why", "nobody wants it", "--who", "bob")
+    why = ("--why", "it is no longer needed", "--who", "bob")
     said = run_command(deliveries, "dead-letters", "discard", first, "--yes", *why)
     assert said.startswith("discarded: 1\n")
     [taken] = json_of(deliveries, "dead-letters", "show", letter_id)["letter"]["decisions"]
@@ -333,14 +333,14 @@ def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
     ]
     said = run_command(deliveries, *redriving, "--yes", "--patience-seconds", "0.2")
     assert "done: sent 1, skipped 1" in said
-    [told] = json_of(deliveries, "dead-letters", "redrives", "list")
-    assert (told["who"], told["why"], told["state"]) == ("ann", "a try", "done")
-    shown = json_of(deliveries, "dead-letters", "redrives", "show", told["_id"])
+    [operation] = json_of(deliveries, "dead-letters", "redrives", "list")
+    assert (operation["who"], operation["why"], operation["state"]) == ("ann", "a try", "done")
+    shown = json_of(deliveries, "dead-letters", "redrives", "show", operation["_id"])
     assert {item["letter"]: item["state"] for item in shown["items"]} == {
         letter_id: "skipped",
         f"delivery/{second}/slack": "sent",
     }
-    refused = ("dead-letters", "redrives", "pause", told["_id"], "--why", "x")
+    refused = ("dead-letters", "redrives", "pause", operation["_id"], "--why", "x")
     assert "is done" in run_command(deliveries, *refused, code=1)
     assert deliveries.request(second)["status"] == "accepted"
     assert deliveries.request(first)["status"] == "failed"
@@ -376,15 +376,15 @@ def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_l
         interrupted.wait_for("paused (its command was stopped): ")
         interrupted.wait_for("resume with: python -m consumers dead-letters redrives resume ")
         assert interrupted.ends() == 1
-    [told] = json_of(deliveries, "dead-letters", "redrives", "list")
+    [operation] = json_of(deliveries, "dead-letters", "redrives", "list")
     steering = ("dead-letters", "redrives")
-    shown = json_of(deliveries, *steering, "show", told["_id"])
+    shown = json_of(deliveries, *steering, "show", operation["_id"])
     assert (shown["state"], shown["counts"]["planned"] > 0) == ("paused", True)
 
     why = ("--why", "it may go on")
-    said = run_command(deliveries, *steering, "resume", told["_id"], *why)
+    said = run_command(deliveries, *steering, "resume", operation["_id"], *why)
     assert "done: failed_again 1, succeeded 9" in said
-    shown = json_of(deliveries, *steering, "show", told["_id"])
+    shown = json_of(deliveries, *steering, "show", operation["_id"])
     come = {item["request_id"]: (item["state"], item["code"]) for item in shown["items"]}
     [failed_again] = [call["request_id"] for call in third_parties.calls("slack", accepted=False)]
     assert come == {
@@ -399,7 +399,7 @@ def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_l
 
 
 class Terminal:
-    """`python -m consumers ...` with a terminal that somebody sits at."""
+    """`python -m consumers ...` at an interactive terminal."""
 
     def __init__(self, deliveries: Deliveries, *arguments: str) -> None:
         self._ours, its = os.openpty()

@@ -74,7 +74,7 @@ async def test_everything_open_is_sent_again_and_what_is_not_lost_is_left_alone(
     assert "open" not in operation
 
 
-async def test_one_resend_runs_at_a_time_and_one_that_died_stands_in_nobodys_way(
+async def test_one_resend_runs_at_a_time_and_one_that_died_does_not_block_the_next(
     deliveries: Deliveries,
 ) -> None:
     deliveries.accept()

@@ -21,7 +21,7 @@ BURST_KEYS_COUNT = 500
 
 
 def check_resynced(relay: OurProcess, *, reason: str, published: int) -> None:
-    """It began once, for this reason, and published so many."""
+    """It began once, for this reason, and published this many events."""
     relay.wait_log("resync.completed")
     ended = [line for line in relay.output().splitlines() if '"message":"resync.completed"' in line]
     assert len(ended) == 1
@@ -91,7 +91,7 @@ def test_a_position_that_the_server_does_not_accept(
 def test_a_position_that_the_server_calls_invalid(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
-    """Which it says of no token that a test could make; so it is told to."""
+    """The server rejects no token that a test could make, so a fail point makes it."""
     relay = start_relay()
     former = world.append(5)
     world.wait_all_published()

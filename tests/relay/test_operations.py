@@ -81,7 +81,7 @@ def test_a_request_waits_for_a_leader(world: OutboxWorld, start_relay: StartRela
             "what": "discard",
             "event_id": "poison",
             "who": "ann",
-            "why": "asked while nobody led",
+            "why": "asked while no relay led",
             "asked_at": 1,
             "carried_out_at": None,
             "result": None,

@@ -163,7 +163,7 @@ def test_a_leader_that_was_frozen_stands_by_and_writes_nothing(
     assert world.check_arrivals(world.drain()) <= WINDOW
 
 
-def test_an_event_without_a_queue_waits_with_its_key_and_nobody_else(
+def test_an_event_without_a_queue_waits_with_its_key_and_no_other(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     start_relay().wait_log("resync.completed")
@@ -197,7 +197,7 @@ def test_held_events_follow_in_order_after_a_change_of_leader(
     assert [arrival.message_id for arrival in world.drain()] == [first, second]
 
 
-def test_an_event_that_may_reach_nobody_is_published(
+def test_an_event_that_need_not_be_routed_is_published(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     start_relay()
@@ -205,7 +205,7 @@ def test_an_event_that_may_reach_nobody_is_published(
     world.wait_state(event_id, "published")
 
 
-def test_a_full_queue_holds_its_own_events_and_is_not_knocked_at_for_each(
+def test_a_full_queue_holds_its_own_events_and_is_not_tried_for_each(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     with world.channel() as channel:
@@ -281,7 +281,7 @@ def test_text_that_is_no_utf_8_is_parked(world: OutboxWorld, start_relay: StartR
         outbox.insert_one(RawBSONDocument(broken))
     (good,) = world.append()
     world.wait_state(good, "published")
-    # nobody can name the one whose _id it is in a query
+    # no query can name the document whose broken text is its _id
     parked = {"_id": {"$in": fields}, "state": "parked"}
     wait_until(lambda: world.outbox.count_documents(parked) == len(fields), "they are parked")
     assert relay.output().count("event.parked") == len(fields) + 1
@@ -289,7 +289,7 @@ def test_text_that_is_no_utf_8_is_parked(world: OutboxWorld, start_relay: StartR
     assert relay.wait_exit() == 0
 
 
-def test_documents_that_no_driver_decodes_are_parked_and_cost_nobody_else(
+def test_documents_that_no_driver_decodes_are_parked_and_delay_no_others(
     world: OutboxWorld, start_relay: StartRelay, run_process: Callable[..., OurProcess]
 ) -> None:
     """Old binary data holds its length twice; here the two contradict each other."""
@@ -338,7 +338,7 @@ def test_an_odd_but_harmless_field_does_not_keep_an_event_back(
     assert len(world.drain()) == 1
 
 
-def test_what_a_writer_inserts_as_held_or_published_is_nobodys_to_publish(
+def test_what_a_writer_inserts_as_held_or_published_is_not_published(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     start_relay().wait_log("resync.completed")
@@ -474,7 +474,7 @@ def test_an_idle_outbox_moves_its_position_on(world: OutboxWorld, start_relay: S
 def test_an_event_that_the_position_has_passed_is_found_and_published(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
-    """Nothing should ever bring this about; here somebody takes a mark back by hand."""
+    """This should never happen; the test removes a mark by hand."""
     (event_id,) = world.append()
     relay = start_relay()
     world.wait_all_published()

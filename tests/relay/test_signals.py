@@ -148,7 +148,7 @@ async def test_the_backlog_is_measured_by_an_index_and_to_a_limit(
     await close(client)
 
 
-async def test_a_port_that_is_taken_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_port_that_is_taken_stops_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one is used; where none is free the process goes on unseen, and says so."""
     monkeypatch.setattr(monitoring, "MONITORING_PORTS", 2)
     said: list[str] = []

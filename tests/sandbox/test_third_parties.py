@@ -389,7 +389,7 @@ def test_a_refusing_slack_accepts_no_connection_and_cuts_the_open_ones(
     assert post_to_slack(http, third_parties.slack_url).text == "ok"
 
 
-def test_the_port_of_a_refusing_slack_is_taken_by_nobody_else(
+def test_the_port_of_a_refusing_slack_stays_reserved(
     third_parties: ThirdParties,
 ) -> None:
     third_parties.misbehave("slack", "refuse")
@@ -428,7 +428,7 @@ def test_a_new_misbehaviour_takes_the_place_of_the_old_one(
         ({"kind": "slack", "mode": "status", "code": 429, "retry_after": "1\r\nX: y"}, "pattern"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_refused_with_its_reason(
+def test_an_invalid_misbehaviour_is_refused_with_its_reason(
     third_parties: ThirdParties, body: dict[str, Any], complaint: str
 ) -> None:
     answer = third_parties.http.post("misbehave", json=body)

@@ -22,7 +22,7 @@ async def server_that(converse: Converse, tls: ssl.SSLContext | None = None) -> 
             await converse(reader, writer)
         writer.close()
         with suppress(OSError):
-            # asyncio never tells of the end of a connection that failed while TLS began
+            # asyncio never reports the end of a connection that failed during the TLS handshake
             async with asyncio.timeout(CLOSE_SECONDS):
                 await writer.wait_closed()
 

@@ -44,11 +44,11 @@ class Monitoring:
     def wait_unready(self, reason: str = "") -> str:
         """Wait until it is not ready, for a reason that begins so; returns all of it."""
 
-        def told() -> str | None:
+        def reason_shown() -> str | None:
             why = self.why_not_ready()
             return why if why and why.startswith(reason) else None
 
-        return str(wait_until(told, f"it is not ready: {reason}", deadline_seconds=30))
+        return str(wait_until(reason_shown, f"it is not ready: {reason}", deadline_seconds=30))
 
     def samples_with(self, *names: str, **exactly: float) -> dict[str, float]:
         """Wait until these samples are there, and those have these values; returns all of them."""
@@ -58,7 +58,7 @@ class Monitoring:
             met = exactly.items() <= samples.items() and samples.keys() >= set(names)
             return samples if met else {}
 
-        return wait_until(seen, f"{names} {exactly} are told", deadline_seconds=30)
+        return wait_until(seen, f"{names} {exactly} are shown", deadline_seconds=30)
 
     def samples(self) -> dict[str, float]:
         """`name` or `name{label="value"}` -> value, as they stand on the page."""

@@ -120,7 +120,7 @@ class OutboxWorld:
 
     @contextmanager
     def writers(self, count: int) -> Iterator[None]:
-        """So many threads that write to their own keys and to shared ones until the block ends."""
+        """Run threads that write to their own keys and to shared ones until the block ends."""
         done = threading.Event()
         failures: list[Exception] = []
         self.database["entities"].find_one()  # creates nothing; the first write may not race

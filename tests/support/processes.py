@@ -148,7 +148,7 @@ def become(arguments: tuple[str, ...], environment: Mapping[str, str], log: Path
         os.dup2(output.fileno(), sys.stderr.fileno())
     os.environ.clear()
     os.environ.update(environment)
-    # a checkout may hold a `.env`, which is somebody's and not the test's
+    # a checkout may hold a `.env` of the developer, which is not for tests
     os.chdir(log.parent)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.argv = list(arguments)

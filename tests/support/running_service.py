@@ -127,7 +127,7 @@ class Written:
 
     @contextmanager
     def hanging(self, where: str) -> Iterator["Hanging"]:
-        """Whoever comes to this place in the server hangs there."""
+        """Every operation that reaches this place in the server hangs there."""
         with self._fail_point(where, "alwaysOn") as entered_before:
             yield Hanging(self.client, where, entered_before)
 
@@ -150,7 +150,7 @@ class Hanging:
     entered_before: int
 
     def wait_entered(self) -> None:
-        """Until somebody has come to the place."""
+        """Return once an operation has reached the place."""
         self.client.admin.command(
             {
                 "waitForFailPoint": self.where,

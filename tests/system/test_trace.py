@@ -46,11 +46,11 @@ def test_a_trace_goes_from_the_post_to_the_third_party_and_into_the_last_fact(
 
     arrived: dict[str, Mapping[str, str]] = {}
 
-    def told() -> bool:
+    def arrived_all() -> bool:
         arrived.update({each.properties.type: each.properties.headers for each in world.drain()})
         return "assistance_request_succeeded" in arrived
 
-    wait_until(told, "the success is told", deadline_seconds=30)
+    wait_until(arrived_all, "the success is published", deadline_seconds=30)
     assert arrived.keys() == {
         "assistance_request_created",
         "delivery_due",

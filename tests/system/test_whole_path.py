@@ -65,7 +65,7 @@ class WholeSystem:
         self.start("relay", "slack", "email", "dead-letters", "reconciler")
 
     def post(self, count: int) -> list[str]:
-        """Post so many requests, of both topics in turn; each is answered 202."""
+        """Post this many requests, of both topics in turn; each is answered 202."""
         bodies = [
             {"topic": ("sales", "pricing")[number % 2], "description": f"Request {number}"}
             for number in range(count)
@@ -74,7 +74,7 @@ class WholeSystem:
             return list(posters.map(self.service.accept, bodies))
 
     def append(self, count: int) -> list[str]:
-        """Write so many requests, of both topics in turn, as the service writes them."""
+        """Write this many requests, of both topics in turn, as the service writes them."""
         routes = (("sales", ["slack"]), ("pricing", ["email"]))
         accepted = [
             new_request(f"Request {number}", *routes[number % 2]) for number in range(count)
@@ -162,7 +162,7 @@ def test_requests_reach_slack_and_the_mailbox_and_the_books_balance(
 def test_1500_requests_wait_for_absent_consumers_and_all_are_delivered(
     system: WholeSystem, third_parties: ThirdParties, rabbit_server: RabbitServer, vhost: str
 ) -> None:
-    """However long nobody consumes: nothing fails, nothing is dead-lettered, nothing is stormed."""
+    """However long no worker runs: nothing fails, is dead-lettered, or is retried in a storm."""
     system.start("relay", "reconciler")
     accepted = system.post(300) + system.append(1200)
     slack, email = deliveries_queue("slack"), deliveries_queue("email")
@@ -267,7 +267,7 @@ def test_no_secret_and_no_personal_text_reaches_a_log(
     system: WholeSystem, third_parties: ThirdParties
 ) -> None:
     system.start_all()
-    words = f"my-secret-wish-{secrets.token_hex(8)}"
+    words = f"my-secret-request-{secrets.token_hex(8)}"
     third_parties.misbehave("slack", "status", code=500, times=1)
     system.service.accept({"topic": "sales", "description": words})
     system.service.accept({"topic": "pricing", "description": words})

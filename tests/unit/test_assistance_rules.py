@@ -253,7 +253,7 @@ class TestRequest:
         (fact, _) = accept(
             request_id="r",
             topic="sales",
-            description="nobody else's business",
+            description="a private matter",
             destinations=[Destination("slack", "slack")],
             now=NOW,
         ).outbox_documents

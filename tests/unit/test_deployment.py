@@ -272,7 +272,7 @@ def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
     assert all(grant["why"] for grants in ROLES.values() for grant in grants)
 
 
-def test_nobody_has_the_right_to_remove_anything_from_mongodb() -> None:
+def test_no_role_may_remove_anything_from_mongodb() -> None:
     actions = {
         action for grants in ROLES.values() for grant in grants for action in grant["actions"]
     }

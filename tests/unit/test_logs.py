@@ -32,6 +32,6 @@ def log_of(format: str) -> str:
 def test_text_that_is_no_unicode_is_logged_in_one_line_with_escapes(format: str) -> None:
     (line,) = log_of(format).splitlines()
 
-    told = " ".join(map(str, json.loads(line).values())) if format == "json" else line
+    logged = " ".join(map(str, json.loads(line).values())) if format == "json" else line
     for escaped in (r"said \udc80", r"k\udc81", r"\udc82"):
-        assert escaped in told
+        assert escaped in logged

@@ -85,7 +85,7 @@ def test_root_and_sudo_install_what_is_missing() -> None:
         (1000, True, False, False, None),
     ],
 )
-def test_root_installs_sudo_asks_and_nobody_else_may(
+def test_only_root_and_sudo_may_install(
     user: int, apt_get: bool, sudo: bool, unattended: bool, way: list[str] | None
 ) -> None:
     found = way_to_root(effective_user_id=user, apt_get=apt_get, sudo=sudo, unattended=unattended)

@@ -1,4 +1,4 @@
-"""Wrong settings: the API does not start, and says all that is wrong without telling secrets."""
+"""With wrong settings the API does not start: it lists all that is wrong, without secrets."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def refusal(run_process: RunProcess, **environment: str) -> str:
 
 
 def test_every_wrong_setting_is_listed_at_once(run_process: RunProcess) -> None:
-    told = refusal(
+    output = refusal(
         run_process,
         MONGODB_URL="postgres://user:hunter2@db/",
         API_KEYS="short-one,change-me-before-use",
@@ -24,7 +24,7 @@ def test_every_wrong_setting_is_listed_at_once(run_process: RunProcess) -> None:
         ROUTES='{"sales": ["slak"], "pricing": []}',
         LOG_LEVEL="loud",
     )
-    assert told.startswith("service does not start: 7 settings are wrong\n")
+    assert output.startswith("service does not start: 7 settings are wrong\n")
     for expected in (
         "MONGODB_URL: must start with mongodb://",
         "API_KEYS.0: has 9 characters",
@@ -35,26 +35,26 @@ def test_every_wrong_setting_is_listed_at_once(run_process: RunProcess) -> None:
         "topic 'pricing' has no destination",
         "LOG_LEVEL: ",
     ):
-        assert expected in told
-    assert "hunter2" not in told
-    assert "short-one" not in told
+        assert expected in output
+    assert "hunter2" not in output
+    assert "short-one" not in output
 
 
 @pytest.mark.parametrize("keys", ["short-one", "[]"])
 def test_one_wrong_key_is_one_problem(run_process: RunProcess, keys: str) -> None:
-    told = refusal(run_process, MONGODB_URL="mongodb://127.0.0.1/", API_KEYS=keys)
-    assert told.startswith("service does not start: 1 setting is wrong\n")
-    assert len(told.splitlines()) == 2
+    output = refusal(run_process, MONGODB_URL="mongodb://127.0.0.1/", API_KEYS=keys)
+    assert output.startswith("service does not start: 1 setting is wrong\n")
+    assert len(output.splitlines()) == 2
 
 
 def test_what_is_missing_is_named_with_its_meaning(run_process: RunProcess) -> None:
-    told = refusal(run_process)
-    assert "MONGODB_URL is missing (URL of the replica set" in told
-    assert "API_KEYS is missing (API keys of the callers" in told
+    output = refusal(run_process)
+    assert "MONGODB_URL is missing (URL of the replica set" in output
+    assert "API_KEYS is missing (API keys of the callers" in output
 
 
 @pytest.mark.parametrize("keys", [" , ", "[]", "[1", '["' + GOOD_KEY + '", 5]'])
 def test_keys_that_are_none_are_refused(run_process: RunProcess, keys: str) -> None:
-    told = refusal(run_process, MONGODB_URL="mongodb://127.0.0.1/", API_KEYS=keys)
-    assert "API_KEYS" in told
-    assert GOOD_KEY not in told
+    output = refusal(run_process, MONGODB_URL="mongodb://127.0.0.1/", API_KEYS=keys)
+    assert "API_KEYS" in output
+    assert GOOD_KEY not in output

@@ -42,7 +42,7 @@ def test_people_read_in_slack_what_was_written(text: str) -> None:
 @pytest.mark.parametrize(
     "shout", ["<!here>", "<!channel|all>", "<@U012AB3CD>", "<!subteam^S1>", "@channel", "@Everyone"]
 )
-def test_a_mention_in_a_description_calls_nobody(shout: str) -> None:
+def test_a_mention_in_a_description_notifies_no_one(shout: str) -> None:
     sent = payload(outbound_message(f"please {shout} look"))
     assert shout not in sent["text"]
     assert (sent["link_names"], sent["parse"], sent["mrkdwn"]) == (False, "none", False)
@@ -127,7 +127,7 @@ def test_a_webhook_that_is_no_good_is_named_in_the_log(status: int, body: str, c
     assert line == f"slack.misconfigured {{'code': '{code}'}}\n"
 
 
-def test_a_code_is_a_word_of_slack_and_nobody_elses() -> None:
+def test_a_code_is_one_of_slacks_own_words() -> None:
     verdict = ask(200, '{"ok":false,"error":"What she wrote to us"}')
     assert verdict.code == "ok_false"
 

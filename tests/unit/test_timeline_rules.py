@@ -1,4 +1,4 @@
-"""A request's way as it is told: what happened, in order, and what comes next."""
+"""The timeline of a request: what happened, in order, and what comes next."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -71,19 +71,19 @@ CLAIMED = {
         ),
     ],
 )
-def test_what_comes_next_is_told_wherever_a_delivery_stands(
+def test_what_comes_next_is_shown_for_each_state_of_a_delivery(
     delivery: Mapping[str, object],
     hint: Mapping[str, object],
     after: timedelta,
     at: datetime | None,
     detail: str,
 ) -> None:
-    told = next_entry(delivery, hint, after=after)
-    assert told.at == at
-    assert detail in told.detail
+    found = next_entry(delivery, hint, after=after)
+    assert found.at == at
+    assert detail in found.detail
 
 
-def test_what_happened_is_told_in_the_order_of_time() -> None:
+def test_what_happened_is_shown_in_the_order_of_time() -> None:
     request, documents = accepted()
     for number, document in enumerate(documents, start=1):
         document |= {"state": "published", "published_at": BORN + number * MINUTE}
@@ -98,8 +98,8 @@ def test_what_happened_is_told_in_the_order_of_time() -> None:
             "code": "200",
         }
     ]
-    told = timeline(request, documents[::-1], now=BORN + MINUTE)
-    assert [entry.what for entry in told[:-1]] == [
+    found = timeline(request, documents[::-1], now=BORN + MINUTE)
+    assert [entry.what for entry in found[:-1]] == [
         "accepted",
         "appended",
         "appended",
@@ -125,21 +125,21 @@ def test_events_that_are_not_kept_any_more_are_named() -> None:
 def test_events_of_other_writers_are_left_out() -> None:
     request, documents = accepted()
     foreign = {"_id": "f", "key": request["_id"], "type": "order_placed", "routing_key": "orders"}
-    told = timeline(request, [foreign, *documents], now=BORN)
-    assert told == timeline(request, documents, now=BORN)
+    found = timeline(request, [foreign, *documents], now=BORN)
+    assert found == timeline(request, documents, now=BORN)
 
 
 @pytest.mark.parametrize("seq", [{}, {"seq": None}, {"seq": "2"}, {"seq": 2.0}, {"seq": 0}])
-def test_an_event_of_ours_that_a_foreign_hand_wrote_is_shown_as_such(
+def test_an_event_of_ours_that_another_application_wrote_is_shown_as_such(
     seq: Mapping[str, object],
 ) -> None:
     request, documents = accepted()
     foreign = {"_id": {"not": "ours"}, "key": request["_id"], "type": "delivery_due", **seq}
-    told = timeline(request, [foreign, *documents], now=BORN)
-    (shown,) = [entry for entry in told if "another application" in entry.detail]
+    found = timeline(request, [foreign, *documents], now=BORN)
+    (shown,) = [entry for entry in found if "another application" in entry.detail]
     assert shown.what == "appended"
-    told.remove(shown)
-    assert told == timeline(request, documents, now=BORN)
+    found.remove(shown)
+    assert found == timeline(request, documents, now=BORN)
 
 
 def test_text_is_printed_without_its_tricks() -> None:
@@ -150,16 +150,16 @@ def test_text_is_printed_without_its_tricks() -> None:
 def test_the_order_does_not_depend_on_the_relays_clock(relays_clock: timedelta) -> None:
     request, documents = accepted()
     published = {"state": "published", "published_at": BORN + relays_clock}
-    told = [
+    found = [
         (entry.what, entry.detail)
         for entry in timeline(request, [{**one, **published} for one in documents], now=BORN)
         if entry.what != "next"
     ]
-    whats = [what for what, _ in told]
+    whats = [what for what, _ in found]
     assert whats[0] == "accepted"
     assert [what for what in whats if what != "accepted"].count("appended") == len(documents)
     assert whats.index("appended") < whats.index("published")
-    appended = [detail for what, detail in told if what == "appended"]
+    appended = [detail for what, detail in found if what == "appended"]
     assert appended == ["event 1", "event 2"]
 
 
@@ -169,10 +169,10 @@ def test_attempts_keep_their_order_whatever_the_workers_clocks() -> None:
         cast(Any, {"number": 1, "started_at": BORN + 5 * MINUTE, "ended_at": BORN + 6 * MINUTE}),
         cast(Any, {"number": 2, "started_at": BORN - 9 * MINUTE, "ended_at": BORN - 8 * MINUTE}),
     ]
-    told = [
+    found = [
         (entry.what, entry.subject)
         for entry in timeline(request, documents, now=BORN)
         if entry.what in {"started", "ended"}
     ]
     first, second = "slack, attempt 1", "slack, attempt 2"
-    assert told == [("started", first), ("ended", first), ("started", second), ("ended", second)]
+    assert found == [("started", first), ("ended", first), ("started", second), ("ended", second)]

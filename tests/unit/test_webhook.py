@@ -35,7 +35,7 @@ PUBLIC_IPV4 = [
     *("172.32.0.0/11", "192.169.0.0/16", "198.20.0.0/14", "203.0.114.0/24", "223.255.0.0/16"),
 ]
 
-#: https://www.iana.org/assignments/iana-ipv6-special-registry, with what else is no global unicast
+#: https://www.iana.org/assignments/iana-ipv6-special-registry, and what else is not global unicast
 SPECIAL_IPV6 = [
     *("::/128", "::1/128", "::/96", "64:ff9b:1::/48", "100::/64", "2001::/32", "2001:db8::/32"),
     *("2002::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "4000::/3"),

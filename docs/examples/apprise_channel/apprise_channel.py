@@ -26,7 +26,7 @@ from runtime.settings import SettingsTable
 
 def _known_to_apprise(url: SecretStr) -> SecretStr:
     if apprise.Apprise.instantiate(url.get_secret_value()) is None:
-        raise ValueError("is no URL that Apprise knows")
+        raise ValueError("is not a URL that Apprise knows")
     return url
 
 

@@ -36,7 +36,7 @@ SETTLING_SECONDS = 50.0
 COMING_AGAIN_SECONDS = 20.0
 
 SETTINGS: dict[str, object] = {
-    # so many that none may fail for the troubles of a round
+    # enough that the faults of a round exhaust the attempts of no delivery
     "retry_delays_seconds": json.dumps([0.3] * 40),
     # a lease of 4 s: soon over after a death, and long beside a call of a few milliseconds
     "call_timeout_seconds": 1,

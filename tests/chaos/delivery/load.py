@@ -26,9 +26,9 @@ WAYS = (("slack",), ("email",), ("slack", "email"))
 @contextmanager
 def load(deliveries: Deliveries, requests_count: int) -> Iterator[None]:
     """
-    So many at once, and further ones at a steady pace until the block ends.
+    Accept this many at once, and further ones at a steady pace until the block ends.
 
-    What a commit answers is nobody's concern: the ledger tells afterwards what was accepted.
+    The results of commits are ignored: the ledger shows afterwards what was accepted.
     """
     over = threading.Event()
 

@@ -181,7 +181,7 @@ class _AcknowledgedBefore:
 
 
 def acknowledge_before_record() -> None:
-    """The broker is told as soon as the call is made."""
+    """The message is acknowledged as soon as the call is made."""
     patched: Any = Worker
     handle, record = Worker.handle, patched._record
     in_hand: ContextVar[tuple[AmqpMessage, AmqpChannel]] = ContextVar("in_hand")
@@ -246,7 +246,7 @@ def live_again_and_again(live: Callable[[], object]) -> NoReturn:
         os.kill(child, signal.SIGTERM)
 
     while True:
-        # while it is blocked, nobody is asked to stop who could not pass it on
+        # a SIGTERM between fork and handler would not reach the child: it is delivered afterwards
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         signal.signal(signal.SIGTERM, pass_on)
         child = os.fork()

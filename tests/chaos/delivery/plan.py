@@ -72,7 +72,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Misbehaviour:
-    """times: for so many calls."""
+    """times: the number of calls that it lasts for."""
 
     kind: str
     mode: str

@@ -58,13 +58,14 @@ class MortalWorker:
         return len(_lines(self.folder / DEATHS)) < self._orders_count
 
     def begin_round(self) -> None:
-        self._told_count = len(_lines(self.folder / DEATHS))
+        self._earlier_deaths_count = len(_lines(self.folder / DEATHS))
 
     def deaths(self) -> list[Death]:
         """Those of this round."""
-        told = map(json.loads, _lines(self.folder / DEATHS)[self._told_count :])
+        recorded = map(json.loads, _lines(self.folder / DEATHS)[self._earlier_deaths_count :])
         return [
-            Death(self.destination, one["point"], one["calling"], one["in_hand"]) for one in told
+            Death(self.destination, one["point"], one["calling"], one["in_hand"])
+            for one in recorded
         ]
 
     def arrivals(self) -> Counter[str]:

@@ -121,7 +121,7 @@ def explained_calls(
 
 
 def not_come_again(deaths: Iterable[Death], arrivals: Mapping[str, int]) -> list[str]:
-    """The messages that a dead worker had not acknowledged, and nobody has received since."""
+    """The messages that a dead worker had not acknowledged and no worker has received since."""
     died_with = Counter(event_id for death in deaths for event_id in death.in_hand)
     return sorted(
         event_id for event_id, count in died_with.items() if arrivals.get(event_id, 0) <= count

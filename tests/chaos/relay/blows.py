@@ -113,7 +113,7 @@ class Blows:
         former = self._primary()
 
         def another_leads() -> bool:
-            with suppress(PyMongoError):  # the command's own connection is cut; or nobody is ready
+            with suppress(PyMongoError):  # it cuts its own connection; or no secondary is ready
                 self._world.client.admin.command(
                     {"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 2}
                 )

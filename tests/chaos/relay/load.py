@@ -36,7 +36,7 @@ def load(world: OutboxWorld, round_: Round) -> Iterator[None]:
     """
     Transactions on keys of each writer's own and on shared ones, and one burst.
 
-    What a commit answers is nobody's concern: the outbox tells afterwards what was committed.
+    The results of commits are ignored: the outbox shows afterwards what was committed.
     """
     over = threading.Event()
 

@@ -74,7 +74,7 @@ class Relays:
         """The one that leads, or will in a moment."""
         wait_until(
             lambda: any(self._leading()),
-            f"somebody leads; {self.roles()}",
+            f"a relay leads; {self.roles()}",
             deadline_seconds=DEADLINE_SECONDS,
         )
         return next(self._leading())
@@ -95,7 +95,7 @@ class Relays:
         relay.process.signal(signal.SIGTERM)
         code = relay.process.wait_exit(EXIT_DEADLINE_SECONDS)
         if code != 0:
-            self.faults.append(f"a relay that was told to stop exited with {code}")
+            self.faults.append(f"a relay that was sent SIGTERM exited with {code}")
         self._bury(relay)
 
     def stop_all(self) -> None:
@@ -138,7 +138,7 @@ class Relays:
         return sum(line.startswith(words) for relay in self._everybody() for line in relay.said)
 
     def check(self) -> list[str]:
-        """What went wrong with the processes themselves, told once."""
+        """What went wrong with the processes themselves; each fault is returned once."""
         faults, self.faults = self.faults, []
         for relay in list(self._living):
             if not relay.process.running:

@@ -1,4 +1,4 @@
-"""What must hold after every round. Pure: the outbox and the copies decide, nobody's answers."""
+"""What must hold after every round. Pure: it compares the outbox with the copies only."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence

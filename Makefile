@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up unit check test chaos links bench lint docs format check-locks
+.PHONY: help setup demo up unit check test chaos link-faults bench lint docs format check-locks
 
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -36,9 +36,9 @@ chaos: setup ## crash campaigns against the relay and the consumers (ROUNDS=200 
 	@.venv/bin/python -m tests.chaos.relay $(CAMPAIGN)
 	@.venv/bin/python -m tests.chaos.delivery $(CAMPAIGN) $(if $(filter no,$(WAITS)),--no-waits)
 
-links: setup ## every link of every process spoiled in every way, as a table (10 minutes)
+link-faults: setup ## every link of every process spoiled in every way, as a table (10 minutes)
 	@mkdir -p .local && rm -f .local/links.jsonl
-	LINKS_RESULTS=$(CURDIR)/.local/links.jsonl .venv/bin/pytest -m 'links or not links' tests/system/test_links.py tests/system/test_exhaustion.py
+	LINKS_RESULTS=$(CURDIR)/.local/links.jsonl .venv/bin/pytest -m 'link_faults or not link_faults' tests/system/test_link_faults.py tests/system/test_exhaustion.py
 	@.venv/bin/python -m tests.support.link_table .local/links.jsonl
 
 bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)

@@ -36,6 +36,12 @@ CLOSING_SECONDS = 6
 CHANGE_STREAM = b"$changeStream"
 
 
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
 @dataclass
 class Surroundings:
     run_process: RunProcess
@@ -74,11 +80,9 @@ class Subject(ABC):
 
     def _link(self, peer: str) -> Link:
         if peer == "mongodb":
-            at = urlsplit(self.around.mongodb_url.split(",")[0])
-            return Link("127.0.0.1", at.port or 27017)
+            return Link("127.0.0.1", port_of(self.around.mongodb_url))
         if peer == "rabbitmq":
-            at = urlsplit(self.around.rabbitmq_url)
-            return Link("127.0.0.1", at.port or 5672)
+            return Link("127.0.0.1", port_of(self.around.rabbitmq_url))
         return Link(*self.third_party_address())
 
     def third_party_address(self) -> tuple[str, int]:

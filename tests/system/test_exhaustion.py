@@ -14,7 +14,7 @@ from tests.support.subjects import CLOSING_SECONDS, GRACE_SECONDS, SUBJECTS, Sub
 LINES_LIMIT = 80
 
 CASES = [
-    pytest.param(process, marks=[] if process in {"relay", "worker"} else [pytest.mark.links])
+    pytest.param(process, marks=[] if process in {"relay", "worker"} else [pytest.mark.link_faults])
     for process in SUBJECTS
     if process != "e-mail worker"
 ]

@@ -3,7 +3,7 @@ Every link of every process, spoiled in five ways.
 
 In each case the process has work to do, notices within seconds that a link is spoiled, does all of
 the work once the link is mended, and exits within its grace time while the link is spoiled again.
-The measured times are in docs/reliability.md. `make links` runs every case; `make test` a choice.
+The measured times are in docs/reliability.md. `make link-faults` runs all cases; `make test` six.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.links import FAULTS, Mode
+from tests.support.links import FAULTS, Link, Mode
 from tests.support.subjects import (
     CHANGE_STREAM,
     CLOSING_SECONDS,
@@ -21,9 +21,10 @@ from tests.support.subjects import (
     SUBJECTS,
     Surroundings,
     measure,
+    port_of,
 )
 
-#: Where `make links` collects what was measured, one JSON object a line.
+#: Where `make link-faults` collects what was measured, one JSON object a line.
 RESULTS = os.environ.get("LINKS_RESULTS")
 
 ONLY_THE_CHANGE_STREAM = "mongodb, change stream only"
@@ -50,7 +51,9 @@ CHOSEN = {
 }
 
 CASES = [
-    pytest.param(*case, marks=[] if case in CHOSEN else [pytest.mark.links], id=" ".join(case))
+    pytest.param(
+        *case, marks=[] if case in CHOSEN else [pytest.mark.link_faults], id=" ".join(case)
+    )
     for case in ALL_CASES
 ]
 
@@ -74,3 +77,46 @@ def test_a_spoiled_link_is_noticed_and_recovered_from_and_holds_up_no_stop(
     assert measured.noticed_seconds is None or measured.noticed_seconds < NOTICE_SECONDS
     assert measured.recovered_seconds < RECOVERY_SECONDS
     assert measured.exit_seconds < GRACE_SECONDS + CLOSING_SECONDS
+
+
+#: Operators' commands, the server that each needs, and what it says when that does not answer.
+COMMANDS = {
+    ("relay", "position", "show"): ("mongodb", "MongoDB"),
+    ("service", "audit"): ("mongodb", "MongoDB"),
+    ("consumers", "destinations", "list"): ("mongodb", "MongoDB"),
+    ("consumers", "topology"): ("rabbitmq", "topology does not start"),
+}
+
+COMMAND_SECONDS = 20
+
+COMMAND_CASES = [
+    pytest.param(
+        command,
+        mode,
+        marks=[] if (command[0], mode) == ("relay", Mode.SILENT) else [pytest.mark.link_faults],
+        id=f"{' '.join(command)}, {mode}",
+    )
+    for command in COMMANDS
+    for mode in FAULTS
+]
+
+
+@pytest.mark.parametrize(("command", "mode"), COMMAND_CASES)
+def test_a_command_ends_with_one_sentence(
+    surroundings: Surroundings, command: tuple[str, ...], mode: Mode
+) -> None:
+    peer, said = COMMANDS[command]
+    server = surroundings.mongodb_url if peer == "mongodb" else surroundings.rabbitmq_url
+    environment = {
+        "MONGODB_URL": surroundings.mongodb_url,
+        "MONGODB_DATABASE": surroundings.database_name,
+        "RABBITMQ_URL": surroundings.rabbitmq_url,
+    }
+    with Link("127.0.0.1", port_of(server)) as link:
+        query = {"directConnection": "true"} if peer == "mongodb" else {}
+        environment[f"{peer}_url".upper()] = link.url(server, **query)
+        link.switch(mode)
+        process = surroundings.run_process(*command, environment=environment)
+        assert process.wait_exit(COMMAND_SECONDS) == 1
+    [line] = [line for line in process.output().splitlines() if not line.startswith("{")]
+    assert said in line

@@ -48,7 +48,7 @@ async def monitored_relay(
         def oldest_age_seconds() -> float | None:
             if backlog.value is None or backlog.value.oldest_at is None:
                 return None
-            return max(0.0, (clock.now() - backlog.value.oldest_at).total_seconds())
+            return clock.age_seconds(backlog.value.oldest_at)
 
         monitor.gauge(
             "relay_leading", "1 for the leader", lambda: float(report.leadership is not None)

@@ -8,6 +8,7 @@ batches, and one event at a time is timed, so that the cost per event stays negl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -76,7 +77,7 @@ class Report:
         self._why_idle: str | None = "it is starting"
         self._waits: dict[str, float] = {}
         self._sample: tuple[Entry, float] | None = None
-        self._seen_up_to: float | None = None
+        self._seen_up_to: datetime | None = None
 
     def leads(self, leadership: Leadership) -> None:
         self.leadership, self._why_idle = leadership, None
@@ -117,7 +118,7 @@ class Report:
         if entry.fate is Fate.PUBLISHED:
             self._confirm.observe(monotonic() - sent_at)
             if entry.committed_at is not None:
-                age_seconds = _age_seconds(entry.committed_at.timestamp())
+                age_seconds = clock.age_seconds(entry.committed_at)
                 self._commit_to_confirm.observe(age_seconds)
 
     def failed(self, count: int, *, accepted: bool) -> None:
@@ -139,7 +140,7 @@ class Report:
         self._parked.inc(parked)
         newest = next((entry for entry in reversed(entries) if entry.committed_at), None)
         if newest is not None and newest.committed_at is not None:
-            self._note_seen(newest.committed_at.timestamp())
+            self._note_seen(newest.committed_at)
 
     def parked_later(self) -> None:
         """A held event turned out to be unfit at its release and was parked."""
@@ -153,12 +154,12 @@ class Report:
 
     def caught_up(self) -> None:
         """The last read was empty, and every event read before is settled."""
-        self._note_seen(clock.now().timestamp())
+        self._note_seen(clock.now())
 
     @property
     def lag_seconds(self) -> float | None:
         """Seconds since the last empty read or the commit of the last settled event, if newer."""
-        return None if self._seen_up_to is None else _age_seconds(self._seen_up_to)
+        return None if self._seen_up_to is None else clock.age_seconds(self._seen_up_to)
 
     @property
     def why_no_progress(self) -> str | None:
@@ -179,14 +180,9 @@ class Report:
             return f"a resync is in progress: {leadership.checkpoint.resync_reason}"
         return None
 
-    def _note_seen(self, moment: float) -> None:
-        self._seen_up_to = max(moment, self._seen_up_to or 0.0)
+    def _note_seen(self, moment: datetime) -> None:
+        self._seen_up_to = max(moment, self._seen_up_to or moment)
 
     def _end_term(self) -> None:
         self.leadership, self._sample, self._seen_up_to = None, None, None
         self._waits.clear()
-
-
-def _age_seconds(moment: float) -> float:
-    # clocks of different machines: an age is never negative
-    return max(0.0, clock.now().timestamp() - moment)

@@ -41,6 +41,15 @@ def now() -> datetime:
     return _clock.server_time + timedelta(seconds=monotonic() - _clock.answered_at)
 
 
+def age_seconds(moment: datetime) -> float:
+    """
+    For metrics: how long ago that was, never negative. `now` is late by the way of an answer, which
+    would hide short latencies, so clocks that agree are compared as they are.
+    """
+    reference = machine_time() if describe_difference() is None else now()
+    return max(0.0, (reference - moment).total_seconds())
+
+
 def note_server_time(server_time: datetime) -> None:
     """
     server_time: from an answer that has just arrived, in UTC.

@@ -88,8 +88,9 @@ class Exhaustion:
             await asyncio.sleep(PROBE_SECONDS)
 
     def give_up(self, reason: str) -> None:
+        if not self.is_final:
+            logger.error("process.gives_up", reason=reason, exit_code=EXIT_EXHAUSTED)
         self.is_final = True
-        logger.error("process.gives_up", reason=reason, exit_code=EXIT_EXHAUSTED)
 
 
 def probe() -> str | None:

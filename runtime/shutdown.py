@@ -26,6 +26,9 @@ DEFAULT_GRACE_SECONDS = 10.0
 #: What closing the connections may take after the grace time, before the process is ended.
 CLOSING_SECONDS = 4.0
 
+#: How long the last line of the log may take.
+LAST_WORDS_SECONDS = 0.5
+
 
 class Stop:
     """
@@ -63,8 +66,17 @@ class Stop:
         long plus `CLOSING_SECONDS` later.
         """
         loop = asyncio.get_running_loop()
+
+        def signalled(*_: object) -> None:
+            if self._requested.is_set():
+                os._exit(EXIT_FORCED)
+            # at once, for the thread below: a loop that hangs never comes to it
+            self._requested.set()
+            loop.call_soon_threadsafe(self.request)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+            # not the loop's own handler, which runs only when the loop does
+            signal.signal(number, signalled)
         # started now: at the end there may be no thread left to be had
         threading.Thread(
             target=self._end_in_time,
@@ -73,14 +85,17 @@ class Stop:
             daemon=True,
         ).start()
 
-    def _signalled(self) -> None:
-        if self.requested:
-            os._exit(EXIT_FORCED)
-        self.request()
-
     def _end_in_time(self, seconds: float) -> None:
         self._requested.wait()
         # never set: the process ends before, and this thread with it
         threading.Event().wait(seconds)
-        logger.error("stop.forced", after_seconds=seconds, exit_code=EXIT_GRACE_OVER)
+        # a log that nobody reads may be what hangs
+        with suppress(RuntimeError):
+            logging = threading.Thread(target=_log_forced, args=[seconds], daemon=True)
+            logging.start()
+            logging.join(LAST_WORDS_SECONDS)
         os._exit(EXIT_GRACE_OVER)
+
+
+def _log_forced(seconds: float) -> None:
+    logger.error("stop.forced", after_seconds=seconds, exit_code=EXIT_GRACE_OVER)

@@ -15,23 +15,29 @@ import asyncio
 import errno
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import prometheus_client
 import pymongo
-import uvicorn
 from loguru import logger
 from prometheus_client import CollectorRegistry, Info, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from runtime import clock
+from runtime.http_server import HttpConfig, HttpServer
 from runtime.settings import MONITORING_PORTS, MonitoringSettings
 
 #: A poll that takes longer has failed; its value is unknown.
 POLL_DEADLINE_SECONDS = 3.0
+
+#: Probes and scrapers are few; the pages are open to every process that reaches them.
+MAX_CONNECTIONS = 32
+HEAD_SECONDS = 5.0
+
+PAGES = ("/metrics", "/livez", "/readyz")
 
 Found = TypeVar("Found")
 
@@ -133,7 +139,7 @@ async def monitored(settings: MonitoringSettings, process: str) -> AsyncIterator
     if listener is None:
         serving = None
     else:
-        server = _Server(monitor)
+        server = _server(monitor)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         host, port, *_ = listener.getsockname()
         logger.info("monitoring.listening", address=host, port=port)
@@ -215,52 +221,55 @@ class _Gauge(Collector):
         return GaugeMetricFamily(self._name, self._meaning, labels=self._labels)
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, monitor: Monitor) -> None:
-        super().__init__(
-            uvicorn.Config(
-                _pages(monitor),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                limit_concurrency=32,
-                timeout_graceful_shutdown=1,
-            )
+def _server(monitor: Monitor) -> HttpServer:
+    return HttpServer(
+        HttpConfig(
+            _pages(monitor),
+            max_connections=MAX_CONNECTIONS,
+            head_seconds=HEAD_SECONDS,
+            log_level="error",
+            timeout_graceful_shutdown=1,
         )
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        # the process handles SIGTERM itself
-        yield
+    )
 
 
 def _pages(monitor: Monitor) -> Callable[..., Awaitable[None]]:
     metrics = prometheus_client.make_asgi_app(monitor.registry)
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        match scope["path"]:
-            case "/metrics":
-                await metrics(scope, receive, send)
-            case "/livez":
-                await _send(send, 200, {"status": "alive"})
-            case "/readyz":
-                reason = monitor.why_not_ready()
-                if reason is None:
-                    note = clock.describe_difference()
-                    await _send(send, 200, {"status": "ready", **({"note": note} if note else {})})
-                else:
-                    await _send(send, 503, {"status": "not_ready", "reason": reason})
-            case _:
-                await _send(send, 404, {"status": "not found: try /metrics, /livez or /readyz"})
+        _ = receive  # a body has no meaning here, and waiting for it could take for good
+        path = scope["path"].removesuffix("/")
+        if path not in PAGES:
+            await _send(send, 404, {"status": "not found: try /metrics, /livez or /readyz"})
+        elif scope["method"] not in {"GET", "HEAD"}:
+            allow = [(b"allow", b"GET, HEAD")]
+            await _send(send, 405, {"status": "method not allowed: use GET"}, allow)
+        elif path == "/metrics":
+            await metrics({**scope, "method": "GET"}, _no_body, send)
+        elif path == "/livez":
+            await _send(send, 200, {"status": "alive"})
+        elif (reason := monitor.why_not_ready()) is None:
+            note = clock.describe_difference()
+            await _send(send, 200, {"status": "ready", **({"note": note} if note else {})})
+        else:
+            await _send(send, 503, {"status": "not_ready", "reason": reason})
 
     return answer
 
 
-async def _send(send: Any, status: int, body: Mapping[str, str]) -> None:
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+async def _no_body() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _send(
+    send: Any, status: int, body: Mapping[str, str], headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    content = json.dumps(body).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        *headers,
+    ]
     with suppress(OSError):
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        await send({"type": "http.response.body", "body": content})

@@ -7,14 +7,16 @@ holds the value of `NAME`: this is how secrets are mounted into a container.
 """
 
 import re
+import ssl
 import sys
 import warnings
+from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -28,6 +30,12 @@ from pymongo.uri_parser import parse_uri
 
 #: EX_CONFIG of sysexits.h: the configuration is wrong.
 EXIT_CONFIGURATION = 78
+
+#: Options of a MongoDB URL, in lower case, that leave the server's certificate or name unchecked.
+INSECURE_TLS = frozenset({"tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"})
+
+TLS_FILES = frozenset({"tlscafile", "tlscrlfile", "tlscertificatekeyfile"})
+CERTIFICATES_WITH_KEY = frozenset({"tlscertificatekeyfile", "certfile"})
 
 #: Processes of one kind on a host share a setting and take the next free of this many ports.
 MONITORING_PORTS = 10
@@ -59,12 +67,62 @@ def _parse_mongodb_url(url: str) -> None:
     address, _, database = rest.partition("?")[0].partition("/")
     _without_at_sign(database)
     if scheme == "mongodb+srv":
-        # its hosts and options are in DNS, which must not be queried before the process runs
+        # its hosts are in DNS, which must not be queried before the process runs
         url = f"mongodb://{address}/"
+    elif "?" in url:
+        # a file that is missing is reported by `_check_mongodb_options`
+        url = f"{url.partition('?')[0]}?{_without_files(_mongodb_options(url))}"
     with warnings.catch_warnings():
         # the driver itself warns of options that it does not know
         warnings.simplefilter("ignore")
         parse_uri(url, warn=True)
+
+
+def _mongodb_options(url: str) -> list[tuple[str, str]]:
+    return parse_qsl(url.partition("?")[2].replace(";", "&"), keep_blank_values=True)
+
+
+def _without_files(options: Sequence[tuple[str, str]]) -> str:
+    return urlencode([option for option in options if option[0].lower() not in TLS_FILES])
+
+
+def _check_mongodb_options(url: SecretStr, info: ValidationInfo) -> SecretStr:
+    """Raises ValueError for an option that weakens what the product promises, or a bad file."""
+    options = {
+        name.lower(): (name, value) for name, value in _mongodb_options(url.get_secret_value())
+    }
+    if not info.data.get("mongodb_allow_insecure_tls"):
+        for lowered in INSECURE_TLS & options.keys():
+            name, value = options[lowered]
+            if value.lower() == "true":
+                raise ValueError(
+                    f"{name} disables the check of MongoDB's certificate: remove it and name the "
+                    "certificate authority in tlsCAFile, or set MONGODB_ALLOW_INSECURE_TLS=true"
+                )
+    name, value = options.get("readpreference", ("", "primary"))
+    if value.lower() != "primary":
+        raise ValueError(f"{name} must be primary: other members may return outdated data")
+    name, value = options.get("journal", ("", "true"))
+    if value.lower() != "true":
+        raise ValueError(f"{name} must be true: otherwise a crash may lose an acknowledged write")
+    passphrase = options.get("tlscertificatekeyfilepassword", ("", ""))[1]
+    for lowered in TLS_FILES & options.keys():
+        name, path = options[lowered]
+        _check_tls_file(name, path, passphrase)
+    return url
+
+
+def _check_tls_file(name: str, path: str, passphrase: str = "") -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if name.lower() in CERTIFICATES_WITH_KEY:
+            context.load_cert_chain(path, password=passphrase)
+        else:
+            context.load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"{name}: {path} does not hold what it should in PEM format") from None
+    except OSError as error:
+        raise ValueError(f"{name}: {path} cannot be read: {error.strerror or error}") from None
 
 
 def _parse_amqp_url(url: str) -> None:
@@ -99,6 +157,28 @@ def _without_at_sign(after_address: str) -> None:
     """An unescaped / or ? in a password like `12/34` ends the address early, with a valid port."""
     if "@" in after_address:
         raise ValueError("the address ends before the password does")
+
+
+def _check_amqp_options(urls: SecretStr) -> SecretStr:
+    """Raises ValueError for TLS options, a Python dictionary in the URL, that pika cannot use."""
+    for url in split_amqp_urls(urls.get_secret_value()):
+        if text := dict(parse_qsl(urlsplit(url).query)).get("ssl_options"):
+            _check_amqp_tls(text)
+    return urls
+
+
+def _check_amqp_tls(text: str) -> None:
+    try:
+        options = dict(literal_eval(text))
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        raise ValueError("ssl_options is not a Python dictionary") from None
+    if "protocol" in options:
+        # some protocols of Python's `ssl` check no certificate
+        raise ValueError("ssl_options must not choose a protocol: the certificate may go unchecked")
+    for name in {"cafile", "ca_certs"} & options.keys():
+        _check_tls_file(name, str(options[name]))
+    if "certfile" in options and "keyfile" not in options:
+        _check_tls_file("certfile", str(options["certfile"]), str(options.get("password", "")))
 
 
 class SettingsTable(BaseSettings):
@@ -189,8 +269,16 @@ class ProcessSettings(SettingsTable):
 
 
 class MongoSettings(ProcessSettings):
+    # before the URL, whose check reads it
+    mongodb_allow_insecure_tls: bool = Field(
+        default=False,
+        description="whether `MONGODB_URL` may disable the check of MongoDB's certificate or host "
+        "name (`tlsInsecure`, `tlsAllowInvalidCertificates`, `tlsAllowInvalidHostnames`)",
+    )
     mongodb_url: Annotated[
-        SecretStr, _url("MongoDB", ("mongodb://", "mongodb+srv://"), _parse_mongodb_url)
+        SecretStr,
+        _url("MongoDB", ("mongodb://", "mongodb+srv://"), _parse_mongodb_url),
+        AfterValidator(_check_mongodb_options),
     ] = Field(
         description="URL of the replica set, with credentials: mongodb://user:password@host/?replicaSet=rs0"
     )
@@ -204,6 +292,7 @@ class RabbitSettings(ProcessSettings):
         SecretStr,
         _url("AMQP", ("amqp://", "amqps://"), _parse_amqp_urls),
         AfterValidator(_one_virtual_host),
+        AfterValidator(_check_amqp_options),
     ] = Field(
         description="URL of the broker, with credentials and virtual host: "
         "amqp://user:password@host:5672/. Separate the URLs of several nodes by commas: each "

@@ -41,6 +41,8 @@ def run() -> None:
     """Run the REST API until SIGTERM or Ctrl-C."""
     settings = load_settings(ServiceSettings, "service")
     set_up_logs("service", level=settings.log_level, format=settings.log_format)
+    if weak := settings.weak_keys():
+        logger.warning("service.weak_keys", callers=weak)
     try:
         run_process(
             lambda stop: serve(settings, stop), grace_seconds=settings.shutdown_grace_seconds

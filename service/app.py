@@ -14,10 +14,12 @@ from service.api_keys import ApiKeys
 from service.assistances import assistances_router
 from service.body_limit import BodyLimit
 from service.health import health_router
+from service.normal_form import NormalForm
 from service.readiness import Readiness
 from service.request_log import RequestLog, note
 from service.settings import ServiceSettings
 from service.store import RequestStore
+from service.wrong_keys import WrongKeys
 
 DESCRIPTION = (
     "Accepts requests for assistance and delivers each one to the right team. A request that was "
@@ -54,11 +56,13 @@ def create_app(settings: ServiceSettings, client: Client, readiness: Readiness) 
         responses=ANY_OTHER_PROBLEM,
         # the first clients may send JSON without saying that it is
         strict_content_type=False,
+        redirect_slashes=False,
     )
     app.include_router(
         assistances_router(
             routing=settings.routing,
             keys=ApiKeys(settings.api_keys),
+            wrong_keys=WrongKeys(settings.api_wrong_keys_per_minute),
             store=RequestStore(
                 client, client[settings.mongodb_database], settings.api_deadline_seconds
             ),
@@ -71,7 +75,12 @@ def create_app(settings: ServiceSettings, client: Client, readiness: Readiness) 
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(CommitUnknown, _answer_commit_unknown)
     app.add_exception_handler(PyMongoError, _answer_mongodb_error)
-    app.add_middleware(BodyLimit, limit_bytes=settings.api_body_limit_bytes)
+    app.add_middleware(
+        BodyLimit,
+        limit_bytes=settings.api_body_limit_bytes,
+        limit_seconds=settings.api_receive_deadline_seconds,
+    )
+    app.add_middleware(NormalForm)
     app.add_middleware(RequestLog)
     return app
 
@@ -82,7 +91,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         route = getattr(request.scope.get("route"), "path", "")
         # the framework lists the methods of one function only; a path may have several
         if methods := request.app.openapi()["paths"].get(route):
-            error.headers = {"Allow": ", ".join(sorted(methods)).upper()}
+            allowed = {*methods, "head"} if "get" in methods else methods
+            error.headers = {"Allow": ", ".join(sorted(allowed)).upper()}
     return problems.from_http_exception(error).response(request.scope)
 
 

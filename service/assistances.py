@@ -21,12 +21,14 @@ from service.reading import add_reads
 from service.request_log import note
 from service.schemas import EXAMPLE_DESCRIPTION, PATH, Accepted, create_responses
 from service.store import RequestStore
+from service.wrong_keys import WrongKeys
 
 
 def assistances_router(
     *,
     routing: Routing,
     keys: ApiKeys,
+    wrong_keys: WrongKeys,
     store: RequestStore,
     readiness: Readiness,
     idempotency_window_seconds: float,
@@ -50,7 +52,7 @@ def assistances_router(
             raise problems.unavailable(readiness.why_not_prepared)
 
     router = APIRouter(
-        route_class=guarded_by(keys),
+        route_class=guarded_by(keys, wrong_keys),
         dependencies=[Security(API_KEY_HEADER), Depends(prepared)],
         tags=["assistances"],
     )

@@ -8,6 +8,7 @@ https://www.rfc-editor.org/rfc/rfc9457
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from math import ceil
 from typing import Any, TypedDict
 from urllib.parse import quote
 
@@ -21,6 +22,9 @@ INVALID_REQUEST = "invalid_request"
 UNAUTHORIZED = "unauthorized"
 REQUEST_NOT_FOUND = "request_not_found"
 BODY_TOO_LARGE = "body_too_large"
+REQUEST_TIMEOUT = "request_timeout"
+UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+TOO_MANY_WRONG_KEYS = "too_many_wrong_keys"
 REQUEST_IN_PROGRESS = "request_in_progress"
 IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
 UNAVAILABLE = "unavailable"
@@ -126,6 +130,42 @@ def body_too_large(limit_bytes: int) -> Problem:
         BODY_TOO_LARGE,
         f"The body is longer than {limit_bytes} bytes",
         headers={"Connection": "close"},
+    )
+
+
+def body_too_slow(limit_seconds: float) -> Problem:
+    return Problem(
+        HTTPStatus.REQUEST_TIMEOUT,
+        REQUEST_TIMEOUT,
+        f"The body took longer than {limit_seconds:g} seconds",
+        headers={"Connection": "close"},
+    )
+
+
+def not_json() -> Problem:
+    return Problem(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        UNSUPPORTED_MEDIA_TYPE,
+        "The header Content-Type names another type than JSON; send application/json",
+        headers={"Accept": "application/json"},
+    )
+
+
+def unsupported_encoding() -> Problem:
+    return Problem(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        UNSUPPORTED_MEDIA_TYPE,
+        "The header Content-Encoding names an encoding that is not supported; send plain JSON",
+        headers={"Accept-Encoding": "identity"},
+    )
+
+
+def too_many_wrong_keys(wait_seconds: float) -> Problem:
+    return Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        TOO_MANY_WRONG_KEYS,
+        "Too many wrong keys came from this address; try again later",
+        headers={"Retry-After": str(ceil(wait_seconds))},
     )
 
 

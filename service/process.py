@@ -2,14 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from math import ceil
 
-import uvicorn
 from fastapi import FastAPI
 from loguru import logger
 
+from runtime.http_server import HttpConfig, HttpServer
 from runtime.mongo import close, open_client
 from runtime.shutdown import Stop
 from service.app import create_app
@@ -55,27 +53,20 @@ async def _prepare(readiness: Readiness, stop: Stop) -> None:
         raise
 
 
-class _Listener(uvicorn.Server):
+class _Listener(HttpServer):
     def __init__(self, app: FastAPI, settings: ServiceSettings, stop: Stop) -> None:
         self._stop = stop
         super().__init__(
-            uvicorn.Config(
+            HttpConfig(
                 app,
+                max_connections=settings.api_max_connections,
+                head_seconds=settings.api_receive_deadline_seconds,
                 host=settings.api_host,
                 port=settings.api_port,
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
+                forwarded_allow_ips=settings.api_trusted_proxies,
                 timeout_graceful_shutdown=ceil(settings.shutdown_grace_seconds),
             )
         )
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        # after draining, uvicorn would raise the signal again, which would kill the process
-        yield
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._stop.requested

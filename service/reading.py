@@ -10,6 +10,7 @@ from service.listing import PAGE_LIMIT, Filters, link_to_next, query_of
 from service.request_log import note
 from service.schemas import (
     EXAMPLE_PATH,
+    EXAMPLE_WAIT_SECONDS,
     PATH,
     Assistance,
     Page,
@@ -26,6 +27,7 @@ def add_reads(router: APIRouter, store: RequestStore) -> None:
     )
     problems_of_a_read = (
         problems.unauthorized(),
+        problems.too_many_wrong_keys(EXAMPLE_WAIT_SECONDS),
         problems.internal_error(),
         problems.unavailable("MongoDB does not answer"),
     )

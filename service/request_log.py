@@ -31,7 +31,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         scope["notes"] = {}
-        started = monotonic()
+        # the scope's own may be replaced on the way
+        method, started = scope["method"], monotonic()
         status: int | None = None
 
         async def send_and_remember(message: Message) -> None:
@@ -48,10 +49,11 @@ class RequestLog:
                 raise
             await internal_error().response(scope)(scope, receive, send_and_remember)
         finally:
-            _log_call(scope, status, duration_ms=round((monotonic() - started) * 1000, 1))
+            duration_ms = round((monotonic() - started) * 1000, 1)
+            _log_call(scope, method, status, duration_ms)
 
 
-def _log_call(scope: Scope, status: int | None, *, duration_ms: float) -> None:
+def _log_call(scope: Scope, method: str, status: int | None, duration_ms: float) -> None:
     # the template, not the path: anything that a client types would end up in the log
     route = getattr(scope.get("route"), "path", "unknown")
     if status is None or status >= SERVER_ERRORS:
@@ -59,7 +61,7 @@ def _log_call(scope: Scope, status: int | None, *, duration_ms: float) -> None:
     else:
         level = "DEBUG" if route in PROBES else "INFO"
     logger.bind(
-        method=scope["method"],
+        method=method,
         route=route,
         status=status,
         duration_ms=duration_ms,

@@ -28,6 +28,7 @@ PATH = "/api/assistances"
 
 EXAMPLE_ID = "0f5e2f6c-8f0c-4a7e-9a1e-5d0c9b1f7a10"
 EXAMPLE_PATH = f"{PATH}/{EXAMPLE_ID}"
+EXAMPLE_WAIT_SECONDS = 2
 EXAMPLE_DESCRIPTION = "A customer asks for a quote for 40 seats"
 
 #: The fields that an answer is made of; the others are not even read.
@@ -87,6 +88,9 @@ def create_responses(wrong_topic: str) -> dict[int | str, dict[str, Any]]:
                 [{"path": "body.topic", "code": "enum", "message": wrong_topic}]
             ),
             problems.unauthorized(),
+            problems.body_too_slow(10),
+            problems.not_json(),
+            problems.too_many_wrong_keys(EXAMPLE_WAIT_SECONDS),
             problems.request_in_progress(),
             problems.body_too_large(16 * 1024),
             problems.idempotency_key_reused(),

@@ -36,7 +36,10 @@ def written(mongo_server: MongoServer) -> Iterator[Written]:
 def service(
     mongo_server: MongoServer, written: Written, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    environment = service_environment(mongo_server.url, written.database.name)
+    # the tests send more wrong keys than the default allows
+    environment = service_environment(
+        mongo_server.url, written.database.name, api_wrong_keys_per_minute=6000
+    )
     log = tmp_path_factory.mktemp("service") / "service.log"
     process = OurProcess(("service", "run"), environment, log)
     try:
@@ -270,7 +273,7 @@ def test_a_body_that_is_no_json_object_is_refused(service: RunningService, body:
 
 
 def test_a_form_is_refused(service: RunningService) -> None:
-    assert_problem(service.http.post(PATH, data=OLD_BODY), 400, "invalid_request")
+    assert_problem(service.http.post(PATH, data=OLD_BODY), 415, "unsupported_media_type")
 
 
 def test_an_unknown_request_is_not_found(service: RunningService) -> None:
@@ -335,7 +338,7 @@ def test_an_unknown_path_and_a_wrong_method_are_problems_too(service: RunningSer
     assert_problem(service.http.get("/nowhere/at%20all"), 404, "not_found")
     refused = service.http.delete(PATH)
     assert_problem(refused, 405, "method_not_allowed")
-    assert refused.headers["Allow"] == "GET, POST"
+    assert refused.headers["Allow"] == "GET, HEAD, POST"
 
 
 def test_a_body_up_to_the_limit_is_read(service: RunningService) -> None:
@@ -416,8 +419,8 @@ def test_the_documentation_is_open_and_complete(service: RunningService) -> None
     post, find = document["paths"][PATH]["post"], document["paths"][PATH]["get"]
     get = document["paths"][f"{PATH}/{{id}}"]["get"]
     timeline = document["paths"][f"{PATH}/{{id}}/timeline"]["get"]
-    of_all = {"400", "401", "500", "503", "default"}
-    assert set(post["responses"]) == {"202", "409", "413", "422", *of_all}
+    of_all = {"400", "401", "429", "500", "503", "default"}
+    assert set(post["responses"]) == {"202", "408", "409", "413", "415", "422", *of_all}
     assert set(find["responses"]) == {"200", *of_all}
     assert set(get["responses"]) == set(timeline["responses"]) == {"200", "404", *of_all}
     for operation in (post, find, get, timeline):

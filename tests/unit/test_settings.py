@@ -56,7 +56,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], set[str]]] = {
             "API_KEYS": f"{GOOD_VALUES['API_KEYS']},{SECRET[:8]}",
             "API_PORT": "70000",
         },
-        {"MONGODB_URL", "API_KEYS.1", "API_PORT"},
+        {"MONGODB_URL", "API_KEYS.key-2", "API_PORT"},
     ),
     "relay": (
         ("relay", "run"),

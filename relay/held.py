@@ -14,7 +14,7 @@ from bson.errors import InvalidBSON
 from loguru import logger
 
 from outbox.state import State
-from relay.window import Entry, Fate
+from relay.window import CLOSES_CHANNEL, Entry, Fate
 from runtime.mongo import ANY_WRITER, Database, aggregate
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
@@ -23,9 +23,10 @@ WAITING_STATES = [State.HELD.value, State.PARKED.value]
 NUMBER = {"$type": "number"}
 HELD_BY_US = {"held_key": {"$type": "string"}, "ordinal": NUMBER}
 
-#: Interval of checks whether an operator has decided about a parked event; doubles to the cap.
-FIRST_PARKED_POLL_SECONDS = 1.0
-PARKED_POLL_CAP_SECONDS = 60.0
+#: Interval of checks whether an operator has decided about a parked event, and of retries of an
+#: event that closes its channel; doubles to the cap.
+FIRST_POLL_SECONDS = 1.0
+POLL_CAP_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class HeldKey:
     in_flight: its first event was sent, and its fate is not saved yet.
     parked_polls: how often its first event was found parked.
     noted: number of its events that were held in this term.
+    refusals: how often in a row its first event closed the channel.
     """
 
     routing_key: str | None
@@ -42,6 +44,7 @@ class HeldKey:
     in_flight: bool = False
     parked_polls: int = 0
     noted: int = 0
+    refusals: int = 0
 
 
 class HeldKeys:
@@ -72,11 +75,14 @@ class HeldKeys:
                 routing_key = entry.event.routing_key if entry.event else None
                 held = self.keys.setdefault(entry.key, HeldKey(routing_key))
                 held.noted += 1
+                if entry.reason.startswith(CLOSES_CHANNEL):
+                    held.due_at = monotonic() + _growing_seconds(held.refusals)
+                    held.refusals += 1
             if not entry.in_order:
                 held = self.keys[entry.key]
                 held.in_flight = False
                 if entry.fate is Fate.PUBLISHED:
-                    held.routing_key = None
+                    held.routing_key, held.refusals = None, 0
             elif entry.fate is Fate.HELD:
                 logger.info(
                     "event.held", event_id=str(entry.id), key=entry.key, reason=entry.reason
@@ -122,7 +128,9 @@ class HeldKeys:
     def postpone(self, key: str) -> None:
         """Its first event is parked and needs an operator's decision; check again later."""
         held = self.keys[key]
-        held.due_at = monotonic() + min(
-            FIRST_PARKED_POLL_SECONDS * 2.0**held.parked_polls, PARKED_POLL_CAP_SECONDS
-        )
-        held.parked_polls = min(held.parked_polls + 1, 16)
+        held.due_at = monotonic() + _growing_seconds(held.parked_polls)
+        held.parked_polls += 1
+
+
+def _growing_seconds(repeats: int) -> float:
+    return min(FIRST_POLL_SECONDS * 2.0 ** min(repeats, 16), POLL_CAP_SECONDS)

@@ -44,11 +44,7 @@ async def hold_lock(
 
     Raises Stopped, BrokerRefused, or BrokerGone (StandbyLost once the connection was accepted).
     """
-    connection = await connect(
-        settings.rabbitmq_url.get_secret_value(),
-        name=f"relay {settings.relay_group}",
-        heartbeat_seconds=settings.rabbitmq_heartbeat_seconds,
-    )
+    connection = await open_connection(settings)
     try:
         try:
             await _wait_for_lock(connection, f"relay.lock.{settings.relay_group}", stop, report)
@@ -57,6 +53,15 @@ async def hold_lock(
         yield connection
     finally:
         await connection.close()
+
+
+async def open_connection(settings: RelaySettings, *, purpose: str = "") -> Connection:
+    """Raises BrokerGone or BrokerRefused."""
+    return await connect(
+        settings.rabbitmq_url.get_secret_value(),
+        name=f"relay {settings.relay_group} {purpose}".rstrip(),
+        heartbeat_seconds=settings.rabbitmq_heartbeat_seconds,
+    )
 
 
 async def _wait_for_lock(connection: Connection, queue: str, stop: Stop, report: Report) -> None:

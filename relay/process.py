@@ -28,7 +28,6 @@ from runtime.mongo import (
 from runtime.operations import OPERATIONS
 from runtime.rabbit import (
     ACCESS_REFUSED,
-    NOT_FOUND,
     BrokerError,
     BrokerRefused,
     ChannelClosed,
@@ -79,7 +78,7 @@ async def _lead_until_stopped(
             if not isinstance(ended.cause, TRANSIENT_ERRORS):
                 raise ended.cause
             report.interrupted(_public_reason(ended.cause))
-            logger.warning("relay.interrupted", reason=_with_remedy(ended.cause, settings))
+            logger.warning("relay.interrupted", reason=_with_remedy(ended.cause))
             await stop.rest(next(delays))
 
 
@@ -91,11 +90,10 @@ async def _lead_once(
     await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
     await ensure_collection(database, OPERATIONS, indexes=operations.INDEXES)
     async with hold_lock(settings, stop, report) as connection:
-        channel = await connection.open_channel()
         checkpoint = await Checkpoint.take(
             database, group=settings.relay_group, owner=owner, pipeline=PIPELINE
         )
-        term = Term(settings, database, connection, channel, checkpoint, stop, report)
+        term = Term(settings, database, connection, checkpoint, stop, report)
         return await term.lead()
 
 
@@ -106,12 +104,7 @@ def _public_reason(error: Exception) -> str:
     return f"RabbitMQ: {error}" if isinstance(error, BrokerError) else str(error)
 
 
-def _with_remedy(error: Exception, settings: RelaySettings) -> str:
-    if isinstance(error, ChannelClosed) and error.code == NOT_FOUND:
-        return (
-            f"{error}: declare the exchange {settings.events_exchange!r} "
-            "(`python -m consumers topology`), or correct EVENTS_EXCHANGE"
-        )
+def _with_remedy(error: Exception) -> str:
     if isinstance(error, ChannelClosed) and error.code == ACCESS_REFUSED:
         return f"{error}: run `python -m installation rabbitmq`, which grants them"
     return str(error)

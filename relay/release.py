@@ -15,7 +15,7 @@ from relay.held import HeldKeys
 from relay.marks import Marks
 from relay.publisher import Publisher
 from relay.report import Report
-from relay.window import Entry, Window
+from relay.window import CLOSES_CHANNEL, Entry, Window
 from runtime.mongo import CommitUnknown, Database
 
 REQUEST_POLL_SECONDS = 1.0
@@ -81,9 +81,11 @@ class Release:
             self._held.keys[key].routing_key = event.routing_key
             return
         self._held.mark_in_flight(key, event.routing_key)
-        self._publisher.dispatch(
-            Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
-        )
+        entry = Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
+        if str(document.get("reason")).startswith(CLOSES_CHANNEL):
+            self._publisher.dispatch_alone(entry)
+        else:
+            self._publisher.dispatch(entry)
 
     async def _execute_requests(self) -> None:
         for request in await operations.open_requests(self._database, self._checkpoint.group):

@@ -52,6 +52,9 @@ class Report:
         self._deleted = counter(
             "deleted", "events that their application deleted before they were marked"
         )
+        self._closures = counter(
+            "channel_closures", "channels that the broker closed because of a message"
+        )
         self._returned = counter("returned", "messages that reached no queue")
         self._nacked = counter("nacked", "messages that the broker refused")
         self._repeats = counter(
@@ -76,6 +79,7 @@ class Report:
         self.leadership: Leadership | None = None
         self._why_idle: str | None = "it is starting"
         self._waits: dict[str, float] = {}
+        self._refused: str | None = None
         self._sample: tuple[Entry, float] | None = None
         self._seen_up_to: datetime | None = None
 
@@ -125,6 +129,16 @@ class Report:
         """accepted: the broker accepted the messages but found no queue for them."""
         (self._returned if accepted else self._nacked).inc(count)
 
+    def channel_closed(self) -> None:
+        """The broker closed a channel, or the connection of a lone channel, after a message."""
+        self._closures.inc()
+
+    def search_waits(self, reason: str | None) -> bool:
+        """The broker refuses every message; None once it accepts one. False when known already."""
+        is_new = self._refused is None
+        self._refused = reason
+        return is_new
+
     def settled(self, entries: Sequence[Entry]) -> None:
         """These are written, and the position is behind them."""
         published = held = parked = 0
@@ -169,6 +183,8 @@ class Report:
             return self._why_idle
         if leadership.connection.blocked:
             return "RabbitMQ blocks publishing: it is short of memory or disk space"
+        if self._refused is not None:
+            return f"RabbitMQ refuses every message: {self._refused}"
         silent_seconds = leadership.silent_seconds()
         if silent_seconds > PATIENCE_SECONDS:
             return f"RabbitMQ has not confirmed a message for {silent_seconds:.0f} s"
@@ -185,4 +201,5 @@ class Report:
 
     def _end_term(self) -> None:
         self.leadership, self._sample, self._seen_up_to = None, None, None
+        self._refused = None
         self._waits.clear()

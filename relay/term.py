@@ -15,6 +15,8 @@ from loguru import logger
 
 from relay.checkpoint import Checkpoint
 from relay.held import HeldKeys
+from relay.leadership import open_connection
+from relay.lone_channel import LoneChannel
 from relay.marks import Marks
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
 from relay.reader import Reader
@@ -25,7 +27,7 @@ from relay.settler import Batch, Settler
 from relay.stream import OutboxStream
 from relay.window import Fate, Window
 from runtime.mongo import Database
-from runtime.rabbit import AmqpChannel, BrokerGone, Connection
+from runtime.rabbit import BrokerGone, Connection
 from runtime.shutdown import Stop
 from runtime.stream_client import StreamClient
 
@@ -48,14 +50,13 @@ class Term:
         settings: RelaySettings,
         database: Database,
         connection: Connection,
-        channel: AmqpChannel,
         checkpoint: Checkpoint,
         stop: Stop,
         report: Report,
     ) -> None:
         collection = settings.outbox_collection
         self._drain_seconds = settings.relay_drain_seconds
-        self._connection, self._channel = connection, channel
+        self._connection = connection
         self._checkpoint = checkpoint
         self._stop, self._reading_stop, self._over = stop, Stop(), Stop()
         self._report = report
@@ -64,7 +65,19 @@ class Term:
         self._marks = Marks(database, collection, checkpoint)
         self._held = HeldKeys(database, collection)
         self._publisher = Publisher(
-            channel, settings.events_exchange, self._window, report, self._on_decided
+            connection,
+            LoneChannel(
+                connection,
+                lambda: open_connection(settings, purpose="search"),
+                settings.events_exchange,
+                self._over,
+            ),
+            settings.events_exchange,
+            self._window,
+            checkpoint,
+            report,
+            self._over,
+            self._on_decided,
         )
         self._release = Release(
             database,
@@ -126,26 +139,34 @@ class Term:
                 lambda: self._publisher.silent_seconds,
             )
         )
-        self._channel.closed.add_done_callback(lambda closed: self._end(closed.result()))
         self._connection.closed.add_done_callback(
             lambda closed: self._end(BrokerGone(closed.result()))
         )
         async with asyncio.TaskGroup() as tasks:
-            for work in (self._settler.run(), self._release_held(), self._watch_stop()):
+            for work in (
+                self._settler.run(),
+                self._publisher.run(),
+                self._release_held(),
+                self._watch_stop(),
+            ):
                 tasks.create_task(self._or_end(work))
             await self._or_end(self._read())
             await self._drain()
             self._end(None)
+        settled_count = self._checkpoint.settled - settled_before
+        await self._publisher.close(self._cause, settled_count=settled_count)
         self._report.ended()
         logger.info("relay.stopped_leading", settled=self._checkpoint.settled)
-        return Ended(self._checkpoint.settled - settled_before, self._cause)
+        return Ended(settled_count, self._cause)
 
     async def _read(self) -> None:
         await self._publisher.open()
         highest_held = await self._held.load()
         self._window.held_keys.update(self._held.keys)
         # marks are written before the count: a crash in between must not number two events alike
-        await self._reader.run(max(self._checkpoint.settled, highest_held) + 1)
+        first_ordinal = max(self._checkpoint.settled, highest_held) + 1
+        self._publisher.continue_search(first_ordinal)
+        await self._reader.run(first_ordinal)
 
     async def _mark(self, entries: Batch) -> None:
         gone = await self._marks.write(entries, self._publisher.pause_seconds)
@@ -198,3 +219,4 @@ class Term:
         self._reading_stop.request()
         self._reader.wake()
         self._settler.wake()
+        self._publisher.wake()

@@ -37,6 +37,7 @@ class Fate(Enum):
 BEHIND = "behind_a_held_event"
 NACKED = "refused_by_the_broker"
 PAUSED = "routing_key_paused"
+CLOSES_CHANNEL = "closes_the_channel"
 UNROUTABLE = "unroutable"
 
 
@@ -96,6 +97,7 @@ class Window:
     _queues: dict[str, deque[Entry]] = field(default_factory=dict)
     _returned: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _unwritten: Counter[str] = field(default_factory=Counter)
+    _set_aside: set[Entry] = field(default_factory=set)
 
     @property
     def has_room(self) -> bool:
@@ -111,15 +113,27 @@ class Window:
     @property
     def may_send(self) -> bool:
         """Whether a held event may be released now."""
-        return len(self._in_flight) < self.messages_limit
+        return self.unconfirmed_count < self.messages_limit
 
     @property
     def is_empty(self) -> bool:
-        return not (self._open or self._unsaved or self._in_flight or self._released)
+        return not (
+            self._open or self._unsaved or self._in_flight or self._released or self._set_aside
+        )
 
     @property
     def in_flight_count(self) -> int:
         return len(self._in_flight)
+
+    @property
+    def unconfirmed_count(self) -> int:
+        """In flight, or set aside."""
+        return len(self._in_flight) + len(self._set_aside)
+
+    @property
+    def unsaved_count(self) -> int:
+        """An upper bound of the events that are read beyond the saved position."""
+        return len(self._open) + self._unsaved
 
     def admit(self, entry: Entry) -> bool:
         """Append the next event; True when it is to be sent now."""
@@ -145,8 +159,29 @@ class Window:
         """The entry was sent: it has the channel's next delivery tag."""
         self._in_flight[self._next_tag] = entry
         self._next_tag += 1
+        if self._set_aside:
+            self._set_aside.discard(entry)
         if entry.in_order:
             self._queues.setdefault(entry.key, deque())
+
+    def set_aside(self, entry: Entry) -> None:
+        """The entry is sent later, or alone; later events of its key wait behind it."""
+        self._set_aside.add(entry)
+        if entry.in_order:
+            self._queues.setdefault(entry.key, deque())
+
+    def recall(self) -> list[Entry]:
+        """
+        The channel is closed: what it left unconfirmed, in order of publishing, is set aside.
+
+        The next channel counts its delivery tags from one.
+        """
+        recalled = list(self._in_flight.values())
+        self._in_flight.clear()
+        self._returned.clear()
+        self._next_tag = 1
+        self._set_aside.update(recalled)
+        return recalled
 
     def hold(self, entry: Entry, reason: str) -> None:
         """Hold the entry, and what waits behind it, in MongoDB: it cannot be sent now."""
@@ -177,15 +212,14 @@ class Window:
         covered = [self._in_flight.pop(tag) for tag in self._covered(delivery_tag, multiple)]
         unroutable = self._take_returned(covered) if self._returned else {}
         for entry in covered:
-            no_queue = unroutable.get(entry)
-            if not accepted:
-                self.hold(entry, NACKED)
-                outcome.failed.append(entry)
-            elif no_queue is not None:
-                self.hold(entry, f"{UNROUTABLE}: {no_queue}")
-                outcome.failed.append(entry)
-            else:
-                self._publish(entry, outcome.ready)
+            self._decide(entry, outcome, accepted=accepted, no_queue=unroutable.get(entry))
+        return outcome
+
+    def answered(self, entry: Entry, *, accepted: bool, no_queue: str | None) -> Confirmed:
+        """Decide the fate of an entry that was published alone."""
+        self._set_aside.discard(entry)
+        outcome = Confirmed([], [])
+        self._decide(entry, outcome, accepted=accepted, no_queue=no_queue)
         return outcome
 
     def take_settled(self) -> list[Entry]:
@@ -245,6 +279,18 @@ class Window:
             covered.append(tag)
         return covered
 
+    def _decide(
+        self, entry: Entry, outcome: Confirmed, *, accepted: bool, no_queue: str | None
+    ) -> None:
+        if not accepted:
+            self.hold(entry, NACKED)
+            outcome.failed.append(entry)
+        elif no_queue is not None:
+            self.hold(entry, f"{UNROUTABLE}: {no_queue}")
+            outcome.failed.append(entry)
+        else:
+            self._publish(entry, outcome.ready)
+
     def _publish(self, entry: Entry, ready: list[Entry]) -> None:
         entry.fate = Fate.PUBLISHED
         if not entry.in_order:
@@ -258,6 +304,7 @@ class Window:
 
     def _hold_back(self, entry: Entry, fate: Fate, reason: str) -> None:
         entry.fate, entry.reason = fate, reason
+        self._set_aside.discard(entry)
         if not entry.in_order:
             self._released.append(entry)
             return

@@ -60,6 +60,14 @@ RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
 
+#: Reply codes of a closed connection that a single message may cause: frame, syntax, command and
+#: channel errors, and an error inside the broker.
+#: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, section 1.2
+CONNECTION_CODES = frozenset({501, 502, 503, 504, 505, 540, 541})
+
+#: An operator closed the connection, or the broker stops.
+CONNECTION_FORCED = 320
+
 #: In the broker's text for NOT_ALLOWED when a user or virtual host has reached its limit.
 CONNECTION_LIMIT = "connection limit"
 
@@ -81,11 +89,11 @@ class Unpublishable(BrokerError):
 
 
 class ChannelClosed(BrokerError):
-    """code: AMQP's reply code; the message is the broker's text."""
+    """code: AMQP's reply code; text: the broker's."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code} {text}")
-        self.code = code
+        self.code, self.text = code, text
 
 
 class ResourceLocked(ChannelClosed):

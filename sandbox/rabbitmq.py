@@ -90,6 +90,18 @@ class RabbitServer(ABC):
         user = urlsplit(self.url).username
         self._manage("DELETE", f"permissions/{quote(vhost, safe='')}/{user}")
 
+    def permit_topics(self, vhost: str, exchange: str, pattern: str) -> None:
+        """Let our user write to this exchange with routing keys that match the pattern only."""
+        user = urlsplit(self.url).username
+        rights = {"exchange": exchange, "write": pattern, "read": ".*"}
+        self._manage("PUT", f"topic-permissions/{quote(vhost, safe='')}/{user}", json=rights)
+
+    def permit_writes(self, vhost: str, pattern: str) -> None:
+        """Let our user write to exchanges and queues that match the pattern only."""
+        user = urlsplit(self.url).username
+        rights = {"configure": ".*", "write": pattern, "read": ".*"}
+        self._manage("PUT", f"permissions/{quote(vhost, safe='')}/{user}", json=rights)
+
     def limit_connections(self, vhost: str, count: int) -> None:
         """Refuse connections above this number; -1 for no limit."""
         limit = f"vhost-limits/{quote(vhost, safe='')}/max-connections"

@@ -39,7 +39,7 @@ NAIVE = Contender("naive loop", [sys.executable, "-m", "benchmarks.naive"])
 
 
 def mq_bridge(batch_size: int, *, reads_existing: bool = False) -> Contender:
-    """reads_existing: what is in the collection comes first, as our hand-over does it."""
+    """reads_existing: it first reads what is in the collection, as our resync does."""
     return Contender(
         f"mq-bridge batch_size={batch_size}",
         [str(EQUIPMENT_PYTHON), str(HERE / "mq_bridge_route.py")],

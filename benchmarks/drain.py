@@ -1,4 +1,4 @@
-"""Draining a backlog: what was appended while nobody was looking."""
+"""Draining a backlog that was appended while the contender was stopped."""
 
 import time
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from benchmarks.field import (
 from sandbox.server_process import ServerProcess
 from sandbox.servers import Servers
 
-#: Every look at the queue costs the broker a little; the last arrival is known to this much.
-LOOK_SECONDS = 0.02
+#: Each poll of the queue costs the broker a little; the last arrival is known to this precision.
+POLL_SECONDS = 0.02
 
 DEADLINE_SECONDS = 180.0
 
@@ -33,8 +33,8 @@ class Drain:
     rate_per_second: between the first arrival seen in the queue and the last.
     seconds_from_start: from the start of the process to the last arrival.
     settled_rate_per_second: until the last event was marked and the position saved behind it; None
-    for who does not mark.
-    cpu_microseconds: of the contender's own process, from its start to the last arrival, an event.
+    for a contender without marks.
+    cpu_microseconds: of the contender's own process, from its start to the last arrival, per event.
     servers_cpu_microseconds: of both servers together.
     curve: seconds since the start, messages in the queue.
     """
@@ -125,12 +125,12 @@ def _drain(field: Field, contender: Contender, count: int, *, marks: bool) -> Dr
 
 
 def watch_growth(
-    look: Callable[[], int], count: int, process: ServerProcess, began: float
+    poll: Callable[[], int], count: int, process: ServerProcess, began: float
 ) -> list[tuple[float, int]]:
-    """What `look` says from the first time it is not zero until it reaches `count`."""
+    """The results of `poll`, from the first that is not zero until it reaches `count`."""
     curve: list[tuple[float, int]] = []
     while not curve or curve[-1][1] < count:
-        alive, seen = process.running, look()
+        alive, seen = process.running, poll()
         now = time.monotonic() - began
         if seen and (not curve or seen > curve[-1][1]):
             curve.append((now, seen))
@@ -138,7 +138,7 @@ def watch_growth(
             raise MeasurementFailed(
                 f"{process.name} brought {seen} of {count} events\n{process.last_words()}"
             )
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     if len(curve) < 2:  # noqa: PLR2004 - a rate needs two points
         raise MeasurementFailed(f"{process.name}: {count} events are too few for a rate")
     return curve

@@ -27,17 +27,17 @@ OUTBOX = "outbox"
 PAYLOAD_BYTES = 500
 SEED_BATCH = 10_000
 
-#: The servers go on working after a measurement: they delete, flush and compact. The next one
+#: The servers continue to work after a measurement: they delete, flush and compact. The next one
 #: starts when both together use less than this share of a core, or after the deadline.
 QUIET_SHARE = 0.06
 QUIET_DEADLINE_SECONDS = 4.0
 
 
 class MeasurementFailed(Exception):
-    """What was awaited did not come; says what, and where the log lies."""
+    """What was awaited did not happen; says what, and where the log is."""
 
 
-#: Pauses are short: what is measured must not wait for its observer.
+#: Pauses are short, so that polling does not delay what is measured.
 wait_until = partial(waiting.wait_until, max_pause_seconds=0.01, error=MeasurementFailed)
 
 
@@ -46,7 +46,7 @@ class Field:
     """
     servers and folder are shared by all measurements; database, vhost and queue are this one's.
 
-    environment: what a contender gets to know.
+    environment: the environment of a contender.
     """
 
     servers: Servers
@@ -71,7 +71,7 @@ class Field:
         }
 
     def depth(self) -> int:
-        """How many messages stand in the queue, exactly and now."""
+        """The number of messages in the queue, exact and current."""
         declared = self.channel.queue_declare(QUEUE, passive=True)
         return int(declared.method.message_count)
 
@@ -81,7 +81,7 @@ class Field:
     def append(
         self, count: int, *, key: str = "now", events_per_key: int = 1, **fields: Any
     ) -> None:
-        """Insert events with insert_many, those of one key as neighbours."""
+        """Insert events with insert_many, the events of one key next to each other."""
         for first in range(0, count, SEED_BATCH):
             numbers = range(first, min(first + SEED_BATCH, count))
             self.database[OUTBOX].insert_many(
@@ -93,12 +93,12 @@ class Field:
             )
 
     def remove(self, *, key: str) -> None:
-        """Take out what was appended under this key."""
+        """Delete what was appended under this key."""
         # "." is the character after "-"
         self.database[OUTBOX].delete_many({"key": {"$gte": f"{key}-", "$lt": f"{key}."}})
 
     def settled(self) -> int:
-        """How many events the relay has marked and saved the position behind."""
+        """The number of events that are marked and behind the saved position."""
         checkpoint = self.database["checkpoints"].find_one() or {}
         return int(checkpoint.get("settled", 0))
 
@@ -160,7 +160,7 @@ def new_event(key: str, seq: int) -> dict[str, Any]:
 
 
 def server_processes(servers: Servers) -> list[psutil.Process]:
-    """The servers' own processes; none when they were given."""
+    """The servers' own processes; none for external servers."""
     processes = []
     if isinstance(servers.mongo, LocalMongo):
         processes += [node.pid for node in servers.mongo.nodes]

@@ -91,7 +91,7 @@ def ready_made_message() -> bytes:
 
 
 def main(count: float) -> None:
-    """Publish `count` messages, and return when all are confirmed; infinity is for ever."""
+    """Publish `count` messages, and return when all are confirmed; infinity means until killed."""
     broker = Broker(os.environ["RABBITMQ_URL"])
     chunk = ready_made_message() * CHUNK_MESSAGES
     sent = confirmed = 0

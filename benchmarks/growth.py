@@ -42,7 +42,7 @@ class Growth:
     The same events with few and with many published ones in the outbox: times an event, many to
     few, round by round.
 
-    elapsed: of the drain; relay_cpu and servers_cpu: processor time, which noise disturbs least.
+    elapsed: of the drain; relay_cpu and servers_cpu: CPU time, which noise affects least.
     """
 
     few: int
@@ -94,7 +94,9 @@ def measure_growth(
         costs: dict[str, list[Cost]] = {small.name: [], large.name: []}
         for field, published in ((small, few), (large, many)):
             with running(OURS, field) as process:
-                make_ready(field, process)  # the relay makes its indexes before there is much
+                make_ready(
+                    field, process
+                )  # the relay creates its indexes while the outbox is small
             _append_published(field, published)
         for _ in range(rounds):
             for field in (small, large):
@@ -117,7 +119,7 @@ def _drain_cost(field: Field, count: int) -> Cost:
         relay = psutil.Process(process.pid)
         servers = server_processes(field.servers)
         settled = field.settled()
-        # the writer's cost is none of the relay's, and grows with the index of ids
+        # the writer's cost is not the relay's, and grows with the index of ids
         relay.suspend()
         field.append(count, state="pending")
         field.wait_quiet()

@@ -90,7 +90,7 @@ def _write_paced(
     for thread in threads:
         thread.join()
     wait_until(
-        lambda: committed.keys() <= consumer.look().keys(),
+        lambda: committed.keys() <= consumer.poll().keys(),
         "every event has arrived",
         deadline_seconds=60,
         max_pause_seconds=0.1,
@@ -120,9 +120,9 @@ class _Consumer:
     pipe: Connection
     arrived: dict[str, int]
 
-    def look(self) -> dict[str, int]:
-        """Fetch what has come since the last look; writers should be at rest."""
-        self.pipe.send("look")
+    def poll(self) -> dict[str, int]:
+        """Fetch what has arrived since the last call; writers should be idle."""
+        self.pipe.send("poll")
         self.arrived.update(self.pipe.recv())
         return self.arrived
 

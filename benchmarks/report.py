@@ -25,7 +25,7 @@ from benchmarks.targets import judge
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
-#: What each way of draining is compared with.
+#: The row that each drain is compared with.
 RIVALS = {
     BRIDGE_STREAM: STREAM,
     BRIDGE_FIRST_START: FIRST_START,
@@ -34,18 +34,18 @@ RIVALS = {
 }
 
 CAVEATS: Sequence[str] = (
-    "Servers, contenders, writers and consumer share one machine: read ratios, not rates.",
+    "Servers, contenders, writers and consumer share one machine: compare ratios, not rates.",
     (
         "mq-bridge writes no marks into the outbox and knows no keys; ours marks every event, and "
-        "has one event of a key in flight: five events of a key in a row show what that costs."
+        "has one event of a key in flight: the row with five events per key shows the cost."
     ),
     "mq-bridge sends the whole document, about 750 bytes; the others send its payload of 500.",
-    "The naive loop drains fewer events than the others; its rate is taken as it is.",
+    "The naive loop drains fewer events than the others; its rate is not scaled.",
     (
         "A rate counts from the first arrival seen in the queue; `from start` also counts the "
         "start of the process, most of which is Python's own."
     ),
-    "One mongod and one RabbitMQ node: a majority is one, and no network lies between.",
+    "One mongod and one RabbitMQ node: a majority is one node, and there is no network latency.",
 )
 
 
@@ -107,7 +107,7 @@ def _headline(machine: Machine) -> str:
         f"{machine.date}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {machine.system}, "
         f"Python {machine.python}, MongoDB {machine.mongodb}, RabbitMQ {machine.rabbitmq}; "
         f"load before the run {machine.load_before:.1f}. "
-        "Medians of the rounds; in brackets the least and the greatest."
+        "Medians of the rounds; minimum and maximum in brackets."
     )
 
 
@@ -159,8 +159,8 @@ def _drains(title: str, drains: dict[str, list[Drain]]) -> Table:
         "events/s in the queue",
         "events/s settled",
         "s from start",
-        "own µs an event",
-        "servers' µs an event",
+        "own µs per event",
+        "servers' µs per event",
         "ours to it",
     ]
     return Table(title, header, rows)
@@ -183,9 +183,9 @@ def _ceilings(results: Results) -> Table:
 def _whole_way(results: Results) -> Table:
     way = results.whole_way
     rows = [
-        ["POST answered 202, a second", f"{way.posts_per_second:,.0f}"],
+        ["POST answered 202, per second", f"{way.posts_per_second:,.0f}"],
         ["POST p50 and p99 ms", f"{way.post_p50_ms:.1f} and {way.post_p99_ms:.1f}"],
-        ["POST to acknowledged, a second", f"{way.acknowledged_per_second:,.0f}"],
+        ["POST to acknowledged, per second", f"{way.acknowledged_per_second:,.0f}"],
         [
             f"POST to acknowledged at {way.paced_per_second:g}/s, p50 and p99 ms",
             f"{way.way_p50_ms:.1f} and {way.way_p99_ms:.1f}",
@@ -194,11 +194,11 @@ def _whole_way(results: Results) -> Table:
     sustained = way.sustained
     rows += [
         [
-            f"the same for {sustained.seconds:g} s with at most {OPEN_LIMIT} open, a second",
+            f"the same for {sustained.seconds:g} s with at most {OPEN_LIMIT} open, per second",
             f"{sustained.per_second:,.0f}",
         ],
         ["its p50 and p99 ms", f"{sustained.p50_ms:.0f} and {sustained.p99_ms:.0f}"],
-        ["its ceiling: bare calls, a second", f"{sustained.bare_per_second:,.0f}"],
+        ["its ceiling: bare calls per second", f"{sustained.bare_per_second:,.0f}"],
         ["share of the ceiling", f"{sustained.share_of_ceiling:.2f}"],
     ]
     return Table(f"The whole way, {way.posts:,} requests", ["", "found"], rows)
@@ -210,14 +210,14 @@ def _growth(results: Results) -> Table:
         ["MB resident before the first event", f"{memory.idle_mb:.0f}"],
         [f"MB early in {memory.count:,} events", f"{memory.early_mb:.0f}"],
         ["MB at their end", f"{memory.late_mb:.0f}"],
-        ["MB at most", f"{memory.most_mb:.0f}"],
-        ["time an event", _ratio(growth.elapsed)],
-        ["the relay's processor time an event", _ratio(growth.relay_cpu)],
-        ["the servers' processor time an event", _ratio(growth.servers_cpu)],
+        ["maximum MB", f"{memory.most_mb:.0f}"],
+        ["time per event", _ratio(growth.elapsed)],
+        ["the relay's CPU time per event", _ratio(growth.relay_cpu)],
+        ["the servers' CPU time per event", _ratio(growth.servers_cpu)],
     ]
     title = (
-        f"Memory over {memory.count:,} events; cost an event beside {growth.many:,} past ones, "
-        f"to the same beside {growth.few:,}"
+        f"Memory over {memory.count:,} events; cost per event beside {growth.many:,} past ones, "
+        f"relative to {growth.few:,}"
     )
     return Table(title, ["", "found"], rows)
 
@@ -231,8 +231,8 @@ def _targets(results: Results) -> Table:
 
 
 def _spread(spread: Spread, digits: int = 0) -> str:
-    least, greatest = f"{spread.least:,.{digits}f}", f"{spread.greatest:,.{digits}f}"
-    return f"{spread.median:,.{digits}f} ({least} to {greatest})"
+    low, high = f"{spread.minimum:,.{digits}f}", f"{spread.maximum:,.{digits}f}"
+    return f"{spread.median:,.{digits}f} ({low} to {high})"
 
 
 def _ratio(spread: Spread) -> str:

@@ -1,4 +1,4 @@
-"""One run of everything, in rounds: A B C A B C, so that what disturbs one disturbs them all."""
+"""One run of everything, in rounds: A B C A B C, so that a disturbance affects all contenders."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""How many requests a second go the whole way for as long as one likes, beside bare calls."""
+"""The sustained rate of requests from POST to acknowledged, beside the rate of bare calls."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ from sandbox.server_process import ServerProcess
 from sandbox.stack import Stack
 
 #: Requests that are accepted and not yet acknowledged; a client with more of them waits. It keeps
-#: the lag bounded: a rate that only fills queues is none.
+#: the lag bounded: a rate that only fills queues does not count.
 OPEN_LIMIT = 100
 
 CLIENTS = 8
@@ -98,7 +98,7 @@ async def _post_until(
 
 
 def open_api(stack: Stack) -> httpx.AsyncClient:
-    """A client of the API, as the bot is one."""
+    """A client of the API, like the bot."""
     return httpx.AsyncClient(
         base_url=stack.api.base_url,
         headers={"X-API-KEY": stack.api_key},

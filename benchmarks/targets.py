@@ -12,7 +12,7 @@ MEMORY_LIMIT_MB = 100
 
 CEILING_SHARE = 0.5
 
-#: What a cost or a memory may differ by and still count as the same: noise, not growth.
+#: Costs and memory that differ by less count as the same: noise, not growth.
 FLAT_RATIO = 1.1
 
 
@@ -33,7 +33,7 @@ def judge(results: Results) -> list[Target]:
             Target(
                 f"latency at or below {other}",
                 p50 <= 1 and p99 <= 1,
-                f"p50 {p50:.2f}, p99 {p99:.2f} of its",
+                f"p50 {p50:.2f}, p99 {p99:.2f} times its latency",
             )
         )
     judged += [
@@ -47,7 +47,8 @@ def judge(results: Results) -> list[Target]:
         Target(
             f"at most {MEMORY_LIMIT_MB} MB resident, flat over {memory.count:,} events",
             memory.most_mb <= MEMORY_LIMIT_MB and memory.late_mb <= memory.early_mb * FLAT_RATIO,
-            f"most {memory.most_mb:.0f} MB, {memory.early_mb:.0f} early, {memory.late_mb:.0f} late",
+            f"maximum {memory.most_mb:.0f} MB, {memory.early_mb:.0f} early, "
+            f"{memory.late_mb:.0f} late",
         )
     )
     relay_cpu, servers_cpu = growth.relay_cpu.median, growth.servers_cpu.median
@@ -55,8 +56,8 @@ def judge(results: Results) -> list[Target]:
         Target(
             f"an event costs the same beside {growth.many:,} past ones as beside {growth.few:,}",
             max(relay_cpu, servers_cpu, growth.elapsed.median) <= FLAT_RATIO,
-            f"time {growth.elapsed.median:.2f}, processor of the relay {relay_cpu:.2f}, "
-            f"of the servers {servers_cpu:.2f} times",
+            f"{growth.elapsed.median:.2f} times the time, {relay_cpu:.2f} the relay's CPU time, "
+            f"{servers_cpu:.2f} the servers'",
         )
     )
     sustained = results.whole_way.sustained

@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up unit check test chaos link-faults bench lint docs format check-locks
+.PHONY: help setup demo up unit check test chaos link-faults compose-test compat bench lint docs format check-locks
 
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -40,6 +40,12 @@ link-faults: setup ## every link of every process spoiled in every way, as a tab
 	@mkdir -p .local && rm -f .local/links.jsonl
 	LINKS_RESULTS=$(CURDIR)/.local/links.jsonl .venv/bin/pytest -m 'link_faults or not link_faults' tests/system/test_link_faults.py tests/system/test_exhaustion.py
 	@.venv/bin/python -m tests.support.link_table .local/links.jsonl
+
+compose-test: .venv/.packages ## compose.yml on stand-in images: built, started, killed, upgraded (needs a Docker engine, and root)
+	@.venv/bin/python -m tests.compose
+
+compat: .venv/.packages ## relay, delivery and whole path over RabbitMQ and MongoDB versions (RABBITMQ=4.3 MONGODB=6.0.5 for one pair)
+	@RABBITMQ=$(RABBITMQ) MONGODB=$(MONGODB) .venv/bin/python -m tests.compatibility
 
 bench: setup ## the relay beside others, with its own ceilings (under 10 minutes; LONG=1 for more)
 	.venv/bin/python -m benchmarks

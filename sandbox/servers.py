@@ -1,7 +1,8 @@
 """Finds and runs the two servers that the sandbox needs: MongoDB and RabbitMQ.
 
-In this order: a URL in the environment, an installed binary, a Docker engine that has the image,
-the system's package manager. A missing server is reported in one line with the remedy.
+In this order: a URL in the environment, an image that the environment names, an installed binary, a
+Docker engine that has the image, the system's package manager. A missing server is reported in one
+line with the remedy.
 """
 
 import os
@@ -89,6 +90,8 @@ def choose_mongo(environment: Mapping[str, str], machine: Machine) -> Source:
     """Decide where MongoDB comes from; raises ServerMissingError."""
     if url := environment.get("MONGODB_URL"):
         return Given(url)
+    if name := environment.get("MONGODB_IMAGE"):
+        return named_image(name, "MongoDB", machine)
     if machine.mongod and not machine.mongod_lacks_libraries:
         return Installed(machine.mongod)
     if image := machine.image_at_hand(MONGO_IMAGES):
@@ -112,10 +115,22 @@ def choose_mongo(environment: Mapping[str, str], machine: Machine) -> Source:
     )
 
 
+def named_image(name: str, server: str, machine: Machine) -> Image:
+    """The image that somebody asked for by name; raises ServerMissingError where it is not here."""
+    if machine.image_at_hand([name]) is None:
+        raise ServerMissingError(
+            f"{server}: no Docker engine here has the image {name}; `docker pull {name}`, or build"
+            " it with deploy/offline/stand-ins."
+        )
+    return Image(name)
+
+
 def choose_rabbit(environment: Mapping[str, str], machine: Machine) -> Source:
     """Decide where RabbitMQ comes from; raises ServerMissingError."""
     if url := environment.get("RABBITMQ_URL"):
         return Given(url)
+    if name := environment.get("RABBITMQ_IMAGE"):
+        return named_image(name, "RabbitMQ", machine)
     if machine.rabbitmq_server:
         return Installed(machine.rabbitmq_server)
     if image := machine.image_at_hand(RABBIT_IMAGES):

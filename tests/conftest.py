@@ -1,5 +1,6 @@
 """Real servers for every test, found as `sandbox/servers.py` finds them; a missing one fails."""
 
+import os
 import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ pytest_plugins = [
     "tests.support.stage",
     "tests.support.subjects",
 ]
+
+#: A server that a test may hurt is never one that a URL names, but may run from a named image.
+NAMED_IMAGES = {
+    name: os.environ[name] for name in ("MONGODB_IMAGE", "RABBITMQ_IMAGE") if name in os.environ
+}
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()
 
@@ -80,7 +86,7 @@ def rabbit_server(launched_servers: Servers) -> RabbitServer:
 @pytest.fixture
 def own_mongo_server(tmp_path: Path) -> Iterator[MongoServer]:
     """A MongoDB that the test may hurt; it must be one that we start."""
-    server = find_mongo(tmp_path, {})
+    server = find_mongo(tmp_path, NAMED_IMAGES)
     try:
         server.start()
         yield server
@@ -91,7 +97,7 @@ def own_mongo_server(tmp_path: Path) -> Iterator[MongoServer]:
 @pytest.fixture
 def own_rabbit_server(tmp_path: Path) -> Iterator[RabbitServer]:
     """A RabbitMQ that the test may hurt; it must be one that we start."""
-    server = find_rabbit(tmp_path, {})
+    server = find_rabbit(tmp_path, NAMED_IMAGES)
     try:
         server.start()
         yield server

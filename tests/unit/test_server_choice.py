@@ -59,6 +59,18 @@ def test_an_installed_binary_wins_over_docker() -> None:
     assert choose_rabbit({}, rich) == Installed(HERE)
 
 
+def test_an_image_that_is_named_wins_over_an_installed_binary() -> None:
+    rich = machine(mongod=HERE, rabbitmq_server=HERE, image_at_hand=lambda names: names[0])
+    named = {"MONGODB_IMAGE": "mongo:8.0", "RABBITMQ_IMAGE": "rabbitmq:4.3-management"}
+    assert choose_mongo(named, rich) == Image("mongo:8.0")
+    assert choose_rabbit(named, rich) == Image("rabbitmq:4.3-management")
+
+
+def test_an_image_that_is_named_and_not_at_hand_is_never_replaced_by_another_server() -> None:
+    with pytest.raises(ServerMissingError, match="no Docker engine here has the image mongo:8"):
+        choose_mongo({"MONGODB_IMAGE": "mongo:8.0"}, machine(mongod=HERE))
+
+
 def test_docker_wins_over_installing() -> None:
     docker = machine(way_to_root=[], image_at_hand=lambda names: names[0])
     assert choose_mongo({}, docker) == Image("mongo:8")

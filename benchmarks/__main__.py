@@ -24,7 +24,7 @@ LOCAL = HERE.parent / ".local" / "benchmarks"
 RESULTS = LOCAL / "results.json"
 DOCS = HERE.parent / "docs"
 
-#: Where the output is no terminal: as wide as the widest table.
+#: The width of output that does not go to a terminal: that of the widest table.
 WIDTH = 160
 
 
@@ -63,7 +63,7 @@ def benchmark(
             sys.exit(f"{failure}\nLogs are in {folder}")
         shutil.rmtree(folder)
     if not RESULTS.exists():
-        sys.exit("There is no last run; leave out --last.")
+        sys.exit("no run has been saved: run without --last")
     results = load_results(RESULTS)
     if not quick:
         drawing = [EQUIPMENT_PYTHON, HERE / "pictures.py", RESULTS, DOCS]

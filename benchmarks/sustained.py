@@ -134,9 +134,9 @@ def _measure_bare_calls(stack: Stack, folder: Path, seconds: float) -> float:
 
 
 def _rate_between(log: Path, began: float, ended: float) -> float:
-    told = [line.split() for line in log.read_text().splitlines()]
+    samples = [line.split() for line in log.read_text().splitlines()]
     try:
-        counts = [(float(at), int(count)) for at, count in told]
+        counts = [(float(at), int(count)) for at, count in samples]
     except ValueError:
         raise MeasurementFailed(f"bare calls failed; the log is {log}") from None
     within = [(at, count) for at, count in counts if began <= at <= ended]

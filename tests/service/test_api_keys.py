@@ -88,7 +88,7 @@ def test_wrong_keys_are_throttled_per_address(throttled: RunningService) -> None
         assert [answer_to(service, f"wrong-{n}", **attacker) for n in range(5)] == [
             *(401, 401, 401, 429, 429)
         ]
-        # a right guess is not told apart from a wrong one, or guessing could go on
+        # a right guess gets the same answer as a wrong one, or guessing could go on
         assert answer_to(service, service.keys[0], **attacker) == 429
         assert answer_to(service, service.keys[0], **other) == 202
         assert answer_to(service, "wrong", **other) == 401

@@ -257,9 +257,9 @@ class TestRequest:
             destinations=[Destination("slack", "slack")],
             now=NOW,
         ).outbox_documents
-        told = envelope.decode(fact["payload"].encode())
-        assert (told.id, told.type, told.subject) == (fact["_id"], events.CREATED, "r")
-        assert told.data == {"request_id": "r", "topic": "sales", "status": "accepted"}
+        decoded = envelope.decode(fact["payload"].encode())
+        assert (decoded.id, decoded.type, decoded.subject) == (fact["_id"], events.CREATED, "r")
+        assert decoded.data == {"request_id": "r", "topic": "sales", "status": "accepted"}
 
     def test_a_fact_is_no_hint(self) -> None:
         context = events.EventContext("r", NOW)
@@ -306,7 +306,7 @@ class TestRouting:
                     "lost": ["nowhere"],
                 },
             )
-        told = str(refused.value)
+        message = str(refused.value)
         for expected in (
             "'Slack': a name is lower-case",
             "'reconciler': this name is taken",
@@ -316,8 +316,8 @@ class TestRouting:
             "'twice' names a destination twice",
             "'lost' goes to 'nowhere', which is not a destination; known: Slack, email, reconciler",
         ):
-            assert expected in told
-        assert len(told.splitlines()) == 7
+            assert expected in message
+        assert len(message.splitlines()) == 7
 
     def test_routes_to_nowhere_are_refused(self) -> None:
         with pytest.raises(RoutingError, match="no topic is routed anywhere"):

@@ -93,7 +93,7 @@ def reset(why: Why, who: Who) -> None:
         settings,
         lambda database: operations.reset_position(database, settings.relay_group, asking),
     )
-    typer.echo(f"epoch {epoch} was taken; the leader starts a resync within 5 s")
+    typer.echo(f"epoch {epoch} was taken; the leader starts a resync within 10 s")
 
 
 @held.command("list")
@@ -164,6 +164,8 @@ def print_fields(document: dict[str, Any], *, json: bool) -> None:
         "epoch": document["epoch"],
         "owner": document["owner"],
         "led since UTC": document["led_since"],
+        "sign of life": (document.get("lease") or {}).get("renewed_at"),
+        "lock": (document.get("lease") or {}).get("lock"),
         "settled": document["settled"],
         "position UTC": at,
         "age": None if at is None else f"{(clock.now() - at).total_seconds():.0f} s",

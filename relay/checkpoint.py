@@ -2,6 +2,8 @@
 The position of a relay group, and the epoch that fences it.
 
     {_id: group, epoch, owner, led_since,
+     lease: {epoch, renewed_at, lock, released},
+                                    whether the owner lives, see lease.py
      settled,                       number of events this group has settled, across epochs
      position: {token, cluster_time},
      pipeline,                      the pipeline of the token's change stream
@@ -18,14 +20,17 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from bson import Timestamp
 from loguru import logger
 from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
 
+from relay.lease import PUBLISH_LIMIT_SECONDS
 from runtime import clock
-from runtime.mongo import Database
+from runtime.mongo import Database, ping
 
 CHECKPOINTS = "checkpoints"
 
@@ -59,9 +64,21 @@ class UnfinishedSearch:
     code: int | None
 
 
+async def look(database: Database, group: str) -> tuple[dict[str, Any] | None, datetime]:
+    """The group's document, None when there is none, and the server's time. Raises PyMongoError."""
+    await ping(database.client)
+    now = clock.now()
+    document: dict[str, Any] | None = await database[CHECKPOINTS].find_one({"_id": group})
+    return document, now
+
+
 @dataclass(slots=True)
 class Checkpoint:
-    """This leader's view of its group's document; only the holder of the epoch can write it."""
+    """
+    This leader's view of its group's document; only the holder of the epoch can write it.
+
+    renewed_at: by our own clock, when the last sign of life that was acknowledged was sent.
+    """
 
     database: Database
     group: str
@@ -70,35 +87,56 @@ class Checkpoint:
     position: Position | None
     resync_reason: str | None
     led_since: datetime
+    renewed_at: float
     search: UnfinishedSearch | None = None
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     async def take(
-        cls, database: Database, *, group: str, owner: str, pipeline: str
-    ) -> "Checkpoint":
+        cls,
+        database: Database,
+        seen: Mapping[str, Any] | None,
+        *,
+        group: str,
+        owner: str,
+        pipeline: str,
+        lock: str | None = None,
+    ) -> "Checkpoint | None":
         """
-        Take the next epoch unconditionally, and read the stored position.
+        Take the next epoch, and read the stored position.
 
-        An epoch is never lower than the server's time in seconds, so that it is higher than those
-        of another group, and of a document that was deleted or restored from a backup.
+        seen: the group's document as `look` returned it. lock: the lock queue that is held.
+
+        Returns None when epoch or lease have changed since. An epoch is never lower than the
+        server's time in seconds, so that it is higher than those of another group, and of a
+        document that was deleted or restored from a backup.
         """
+        seen = seen or {}
         seconds = {"$toLong": {"$divide": [{"$toLong": "$$NOW"}, 1000]}}
-        document = await database[CHECKPOINTS].find_one_and_update(
-            {"_id": group},
-            [
-                {
-                    "$set": {
-                        "epoch": {"$max": [{"$add": ["$epoch", 1]}, seconds]},
-                        "owner": owner,
-                        "led_since": "$$NOW",
-                        "settled": {"$ifNull": ["$settled", {"$toLong": 0}]},
-                    }
-                }
-            ],
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-        )
+        lease = {"epoch": "$epoch", "renewed_at": "$$NOW", "lock": lock, "released": False}
+        sent_at = monotonic()
+        try:
+            document = await database[CHECKPOINTS].find_one_and_update(
+                {"_id": group, "epoch": seen.get("epoch"), "lease": seen.get("lease")},
+                [
+                    {
+                        "$set": {
+                            "epoch": {"$max": [{"$add": ["$epoch", 1]}, seconds]},
+                            "owner": owner,
+                            "led_since": "$$NOW",
+                            "settled": {"$ifNull": ["$settled", {"$toLong": 0}]},
+                        }
+                    },
+                    {"$unset": "lease"},
+                    {"$set": {"lease": lease}},
+                ],
+                upsert=not seen,
+                return_document=ReturnDocument.AFTER,
+            )
+        except DuplicateKeyError:
+            return None
+        if document is None:
+            return None
         stored = document.get("position")
         position = Position(stored["token"], stored["cluster_time"]) if stored else None
         return cls(
@@ -109,7 +147,28 @@ class Checkpoint:
             position=position,
             resync_reason=_resync_reason(document, pipeline),
             led_since=document["led_since"],
+            renewed_at=sent_at,
             search=_unfinished_search(document),
+        )
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the last sign of life that was acknowledged."""
+        return monotonic() - self.renewed_at
+
+    @property
+    def may_publish(self) -> bool:
+        """False once another relay may have overruled this one, until it knows better."""
+        return self.silent_seconds < PUBLISH_LIMIT_SECONDS
+
+    async def renew(self, lock: str | None) -> None:
+        """Give a sign of life, and say which lock is held. Raises Deposed."""
+        await self._write({}, {"lease.lock": lock})
+
+    async def release(self) -> None:
+        """Let another relay lead at once. The connection that published must be closed."""
+        await self.database[CHECKPOINTS].update_one(
+            {"_id": self.group, "epoch": self.epoch}, {"$set": {"lease.released": True}}
         )
 
     async def raise_epoch(self, above: int) -> None:
@@ -121,7 +180,8 @@ class Checkpoint:
         async with self._writing:
             epoch = max(above, self.epoch) + 1
             result = await self.database[CHECKPOINTS].update_one(
-                {"_id": self.group, "epoch": self.epoch}, {"$set": {"epoch": epoch}}
+                {"_id": self.group, "epoch": self.epoch},
+                {"$set": {"epoch": epoch, "lease.epoch": epoch}},
             )
             # nothing matched: written by an earlier try whose reply was lost, or deposed
             if not result.matched_count and not await self._is_stored(epoch):
@@ -173,12 +233,18 @@ class Checkpoint:
 
     async def _write(self, condition: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
         async with self._writing:
+            sent_at = monotonic()
             result = await self.database[CHECKPOINTS].update_one(
                 {"_id": self.group, "epoch": self.epoch, **condition},
-                {"$set": {**fields, "saved_at": clock.now()}},
+                {
+                    "$set": {**fields, "saved_at": clock.now()},
+                    "$currentDate": {"lease.renewed_at": True},
+                },
             )
+            if result.matched_count:
+                self.renewed_at = sent_at
             # nothing matched: written by an earlier try whose reply was lost, or deposed
-            if not result.matched_count and not await self._is_stored(self.epoch):
+            elif not await self._is_stored(self.epoch):
                 raise self._deposed()
 
     async def _is_stored(self, epoch: int) -> bool:

@@ -105,16 +105,22 @@ async def reset_position(database: Database, group: str, operator: Operator) -> 
     Raises NothingToDo when the group has no position: its first start is a resync anyway.
     """
 
+    handover = {"reason": RESET_POSITION, "since": clock.now()}
+
     async def write(session: Session) -> int:
         document = await database[CHECKPOINTS].find_one_and_update(
             {"_id": group},
-            {
-                "$inc": {"epoch": 1},
-                "$set": {
-                    "owner": f"operator {operator.who}",
-                    "handover": {"reason": RESET_POSITION, "since": clock.now()},
+            [
+                {
+                    "$set": {
+                        "epoch": {"$add": ["$epoch", 1]},
+                        "owner": {"$literal": f"operator {operator.who}"},
+                        "handover": {"$literal": handover},
+                    }
                 },
-            },
+                # the deposed leader's lease, so that no other leads before it could notice
+                {"$set": {"lease": {"epoch": "$epoch"}}},
+            ],
             return_document=True,
             session=session,
         )

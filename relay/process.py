@@ -1,21 +1,26 @@
 """
-The relay process: lead whenever the lock is free, stand by otherwise, start over after an error.
+The relay process: lead whenever no other relay does, stand by otherwise, start over after an error.
 
-    stand by -> lock -> epoch + 1 -> one term -> transient error: wait, then stand by again
-                                              -> stop requested: end
+    stand by -> epoch + 1 -> one term -> transient error: stay out, then stand by again
+                                      -> stop requested: end
 """
 
+from contextlib import suppress
+
+import pymongo
 from loguru import logger
 from pymongo.errors import PyMongoError
 
 from outbox.collection import INDEXES
 from relay import operations
-from relay.checkpoint import Checkpoint, Deposed
-from relay.leadership import StandbyLost, Stopped, hold_lock
+from relay.checkpoint import Checkpoint, Deposed, Position
+from relay.leadership import Candidate, StandbyLost, Stopped
+from relay.lock import Locks, former_lock_name, lock_name
 from relay.monitoring import monitored_relay
 from relay.report import Report
 from relay.settings import RelaySettings
-from relay.stream import PIPELINE
+from relay.source import identify
+from relay.stream import PIPELINE, OutboxStream, PositionLost
 from relay.term import Ended, Term
 from runtime.mongo import (
     Client,
@@ -31,13 +36,26 @@ from runtime.rabbit import (
     BrokerError,
     BrokerRefused,
     ChannelClosed,
+    Connection,
+    connect,
 )
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
+from runtime.stream_client import StreamClient
 
 #: A new term may succeed after one of these. Any other exception is a programming or configuration
 #: error and ends the process.
 TRANSIENT_ERRORS = (PyMongoError, BrokerError, Deposed)
+
+
+#: A relay whose term ended by an error stays out for at least this long, and longer each time: a
+#: standby looks more often, and may do better.
+STAY_OUT_SECONDS = 1.5
+
+#: A term that has settled events and lasted for this long ends the growth.
+STEADY_SECONDS = 10.0
+
+RELEASE_DEADLINE_SECONDS = 2.0
 
 
 async def run(settings: RelaySettings, stop: Stop) -> None:
@@ -60,6 +78,7 @@ async def _lead_until_stopped(
 ) -> None:
     owner, was_accepted, delays = new_owner(), False, growing_delays()
     while not stop.requested:
+        pause_seconds = 0.0
         try:
             ended = await _lead_once(settings, client, owner, stop, report)
         except Stopped:
@@ -69,17 +88,18 @@ async def _lead_until_stopped(
                 raise
             # both are raised only after the broker has accepted the connection
             was_accepted = was_accepted or isinstance(error, (StandbyLost, ChannelClosed))
-            ended = Ended(0, error)
+            cause: Exception | None = error
         else:
             was_accepted = True
-        if ended.settled_count:
-            delays = growing_delays()
-        if ended.cause is not None:
-            if not isinstance(ended.cause, TRANSIENT_ERRORS):
-                raise ended.cause
-            report.interrupted(_public_reason(ended.cause))
-            logger.warning("relay.interrupted", reason=_with_remedy(ended.cause))
-            await stop.rest(next(delays))
+            cause, pause_seconds = ended.cause, STAY_OUT_SECONDS
+            if ended.settled_count and ended.lasted_seconds > STEADY_SECONDS:
+                delays = growing_delays()
+        if cause is not None:
+            if not isinstance(cause, TRANSIENT_ERRORS):
+                raise cause
+            report.interrupted(_public_reason(cause))
+            logger.warning("relay.interrupted", reason=_with_remedy(cause))
+            await stop.rest(max(pause_seconds, next(delays)))
 
 
 async def _lead_once(
@@ -89,12 +109,74 @@ async def _lead_once(
     database = client[settings.mongodb_database]
     await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
     await ensure_collection(database, OPERATIONS, indexes=operations.INDEXES)
-    async with hold_lock(settings, stop, report) as connection:
-        checkpoint = await Checkpoint.take(
-            database, group=settings.relay_group, owner=owner, pipeline=PIPELINE
+    source = await identify(database, settings.outbox_collection)
+    group = settings.relay_group
+    lock = lock_name(group, source.replica_set, source.database, source.collection)
+    connection = await _connect(settings)
+    checkpoint: Checkpoint | None = None
+    try:
+        locks = Locks(connection)
+        candidate = Candidate(
+            database,
+            locks,
+            report,
+            group=group,
+            owner=owner,
+            pipeline=PIPELINE,
+            own_lock=lock,
+            former_lock=former_lock_name(group),
+            read_from=lambda position: _read_once(settings, position),
         )
-        term = Term(settings, database, connection, checkpoint, stop, report)
+        checkpoint = await candidate.until_leading(stop)
+        term = Term(
+            settings,
+            database,
+            connection,
+            locks,
+            checkpoint,
+            stop,
+            report,
+            lock=lock,
+            connect=lambda: _connect(settings, purpose="search"),
+            open_stream=lambda position: _open_stream(settings, position),
+        )
         return await term.lead()
+    finally:
+        await connection.close()
+        if checkpoint is not None:
+            await _release(checkpoint)
+
+
+async def _connect(settings: RelaySettings, *, purpose: str = "") -> Connection:
+    """Raises BrokerGone or BrokerRefused."""
+    return await connect(
+        settings.rabbitmq_url.get_secret_value(),
+        name=f"relay {settings.relay_group} {purpose}".rstrip(),
+        heartbeat_seconds=settings.rabbitmq_heartbeat_seconds,
+    )
+
+
+def _open_stream(settings: RelaySettings, position: Position) -> OutboxStream:
+    url, database = settings.mongodb_url.get_secret_value(), settings.mongodb_database
+    client = StreamClient(url, database, process="relay")
+    return OutboxStream(client, settings.outbox_collection, position)
+
+
+async def _read_once(settings: RelaySettings, position: Position) -> None:
+    """Raises PyMongoError when this relay cannot read the stream."""
+    stream, at_once = _open_stream(settings, position), Stop()
+    at_once.request()  # not to retry
+    try:
+        with suppress(PositionLost):  # it could do a resync
+            await stream.read(at_once)
+    finally:
+        await stream.close()
+
+
+async def _release(checkpoint: Checkpoint) -> None:
+    """Let another relay lead at once; if this fails, it leads once the lease is old enough."""
+    with suppress(PyMongoError), pymongo.timeout(RELEASE_DEADLINE_SECONDS):
+        await checkpoint.release()
 
 
 def _public_reason(error: Exception) -> str:

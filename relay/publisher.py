@@ -48,6 +48,9 @@ PAUSE_CAP_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.5
 WAIT_CAP_SECONDS = 10.0
 
+#: How often a relay that may have been overruled looks whether it may publish again.
+OVERRULED_POLL_SECONDS = 0.25
+
 #: A routing key has recovered after this many messages in a row without a refusal.
 RECOVERED_AFTER_MESSAGES = 512
 
@@ -105,6 +108,7 @@ class Publisher:
         self._search: Search | None = None
         self._search_to_ordinal = 0
         self._retries: deque[Entry] = deque()
+        self._ready: list[Entry] = []
         self._delays = _wait_delays()
         #: some entries may have to be published alone; otherwise nothing is looked up per event
         self._is_careful = False
@@ -136,7 +140,9 @@ class Publisher:
         while not self._over.requested:
             if self._channel is not None and self._channel.closed.done():
                 await self._begin_search(self._channel.closed.result())
-            if self._search is not None and (suspect := self._search.take_next()) is not None:
+            if not self._checkpoint.may_publish:
+                await self._over.rest(OVERRULED_POLL_SECONDS)
+            elif self._search is not None and (suspect := self._search.take_next()) is not None:
                 await self._try_suspect(self._search, suspect)
             elif self._retries:
                 await self._retry_alone(self._retries.popleft())
@@ -258,9 +264,17 @@ class Publisher:
             self._report.failed(len(confirmed.failed), accepted=accepted)
         for entry in confirmed.failed:
             self._pause(entry)
-        for entry in confirmed.ready:
-            self.dispatch(entry)
+        self._ready += confirmed.ready
+        self.resume()
         self._on_decided()
+
+    def resume(self) -> None:
+        """Send what has become ready, unless this relay may have been overruled."""
+        if not self._checkpoint.may_publish:
+            return
+        ready, self._ready = self._ready, []
+        for entry in ready:
+            self.dispatch(entry)
 
     def _on_return(self, message_id: str, routing_key: str, reason: str) -> None:
         self._window.returned(message_id, routing_key, reason)
@@ -365,8 +379,8 @@ class Publisher:
         self._delays = _wait_delays()
         self._report.search_waits(None)
         self._look_for_care()
-        for entry in search.later:
-            self.dispatch(entry)
+        self._ready += search.later
+        self.resume()
 
     async def _idle(self) -> None:
         stored = self._checkpoint.search

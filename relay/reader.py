@@ -33,6 +33,7 @@ IDLE_SAVE_SECONDS = 5.0
 
 class Reader:
     """
+    may_publish: no event is admitted while it returns False; call `wake` after that.
     send: publishes an entry. on_decided: called when an entry needs no publishing.
     stop: no event is admitted, and no read started, once it is requested; call `wake` then.
 
@@ -51,6 +52,7 @@ class Reader:
         stop: Stop,
         *,
         open_stream: Callable[[Position], OutboxStream],
+        may_publish: Callable[[], bool],
         send: Callable[[Entry], None],
         on_decided: Callable[[], None],
     ) -> None:
@@ -62,6 +64,8 @@ class Reader:
         self._report = report
         self._stop = stop
         self._open_stream = open_stream
+        self._may_publish = may_publish
+        self._stream: OutboxStream | None = None
         self._send = send
         self._on_decided = on_decided
         self._sweep = Sweep(database, collection)
@@ -70,8 +74,13 @@ class Reader:
         self._unknown_in_a_row = 0
         self._idle_saved_at = monotonic()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the change stream has not answered for too long."""
+        return self._stream is not None and self._stream.is_stuck
+
     def wake(self) -> None:
-        """The window has changed, or a stop was requested."""
+        """The window has changed, a stop was requested, or events may be published again."""
         self._woken.set()
 
     async def run(self, first_ordinal: int) -> None:
@@ -92,7 +101,7 @@ class Reader:
     async def _tail(self) -> None:
         """Admit what arrives on the stream, reading one batch ahead."""
         assert self._checkpoint.position is not None
-        stream = self._open_stream(self._checkpoint.position)
+        stream = self._stream = self._open_stream(self._checkpoint.position)
         self._unknown_in_a_row = 0
         reading = asyncio.create_task(stream.read(self._stop))
         try:
@@ -114,6 +123,7 @@ class Reader:
         finally:
             await asyncio.gather(reading, return_exceptions=True)
             await stream.close()
+            self._stream = None
 
     async def _resync(self, reason: str) -> None:
         """Admit what is pending; the stream continues from the time of that snapshot."""
@@ -191,7 +201,7 @@ class Reader:
 
     async def _admit(self, entry: Entry) -> bool:
         """Publish, hold or park the entry once there is room; False when a stop is requested."""
-        while not self._window.has_room and not self._stop.requested:
+        while not (self._window.has_room and self._may_publish()) and not self._stop.requested:
             self._woken.clear()
             await self._woken.wait()
         if self._stop.requested:

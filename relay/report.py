@@ -185,6 +185,9 @@ class Report:
             return "RabbitMQ blocks publishing: it is short of memory or disk space"
         if self._refused is not None:
             return f"RabbitMQ refuses every message: {self._refused}"
+        unrenewed_seconds = leadership.checkpoint.silent_seconds
+        if unrenewed_seconds > PATIENCE_SECONDS:
+            return f"no sign of life was written to MongoDB for {unrenewed_seconds:.0f} s"
         silent_seconds = leadership.silent_seconds()
         if silent_seconds > PATIENCE_SECONDS:
             return f"RabbitMQ has not confirmed a message for {silent_seconds:.0f} s"

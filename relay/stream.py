@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from bson import Timestamp
@@ -43,6 +44,11 @@ POSITION_LOST_CODES = {
 NOT_TAKEN = "the server rejects the position's resume token"
 
 
+#: A read that has no answer for this long is stuck, unless the server needs this long to scan the
+#: oplog and answers otherwise.
+STUCK_SECONDS = 5.0
+
+
 class PositionLost(Exception):
     """The stream cannot resume from the position; a resync is needed."""
 
@@ -77,12 +83,21 @@ class OutboxStream:
         self._position = position
         self._cursor: BatchCursor | None = None
         self._lost: str | None = None
+        self._asked_at: float | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the read in progress should have been answered by now."""
+        if self._asked_at is None or self._stream_access.is_extended:
+            return False
+        return monotonic() - self._asked_at > STUCK_SECONDS
 
     async def read(self, stop: Stop) -> Reading:
         """What has arrived, immediately, or nothing after WAIT_MS."""
         if self._lost is not None:
             raise PositionLost(self._lost)
         delays = growing_delays()
+        self._asked_at = monotonic()
         while True:
             try:
                 reading = self._reading(await self._next_batch())
@@ -98,6 +113,7 @@ class OutboxStream:
                 if error.timeout:
                     await self._stream_access.extend()
             else:
+                self._asked_at = None
                 return reading
             await stop.rest(next(delays))
 

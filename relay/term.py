@@ -6,16 +6,18 @@ One term of leadership, from an epoch to the loss of the lock or a requested sto
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from loguru import logger
 
-from relay.checkpoint import Checkpoint
+from relay.checkpoint import Checkpoint, Position
 from relay.held import HeldKeys
-from relay.leadership import open_connection
+from relay.leadership import Leader
+from relay.lock import Locks
 from relay.lone_channel import LoneChannel
 from relay.marks import Marks
 from relay.publisher import CONFIRM_DEADLINE_SECONDS, Publisher
@@ -29,7 +31,6 @@ from relay.window import Fate, Window
 from runtime.mongo import Database
 from runtime.rabbit import BrokerGone, Connection
 from runtime.shutdown import Stop
-from runtime.stream_client import StreamClient
 
 HELD_POLL_SECONDS = 0.25
 
@@ -39,6 +40,7 @@ class Ended:
     """How a term ended; cause: None after a requested stop."""
 
     settled_count: int
+    lasted_seconds: float
     cause: Exception | None
 
 
@@ -50,9 +52,14 @@ class Term:
         settings: RelaySettings,
         database: Database,
         connection: Connection,
+        locks: Locks,
         checkpoint: Checkpoint,
         stop: Stop,
         report: Report,
+        *,
+        lock: str,
+        connect: Callable[[], Awaitable[Connection]],
+        open_stream: Callable[[Position], OutboxStream],
     ) -> None:
         collection = settings.outbox_collection
         self._drain_seconds = settings.relay_drain_seconds
@@ -66,12 +73,7 @@ class Term:
         self._held = HeldKeys(database, collection)
         self._publisher = Publisher(
             connection,
-            LoneChannel(
-                connection,
-                lambda: open_connection(settings, purpose="search"),
-                settings.events_exchange,
-                self._over,
-            ),
+            LoneChannel(connection, connect, settings.events_exchange, self._over),
             settings.events_exchange,
             self._window,
             checkpoint,
@@ -96,17 +98,18 @@ class Term:
             self._marks,
             report,
             self._reading_stop,
-            open_stream=lambda position: OutboxStream(
-                StreamClient(
-                    settings.mongodb_url.get_secret_value(),
-                    settings.mongodb_database,
-                    process="relay",
-                ),
-                collection,
-                position,
-            ),
+            open_stream=open_stream,
+            may_publish=lambda: checkpoint.may_publish,
             send=self._publisher.dispatch,
             on_decided=self._on_decided,
+        )
+        self._leader = Leader(
+            checkpoint,
+            connection,
+            locks,
+            lock,
+            is_progressing=lambda: not self._reader.is_stuck,
+            on_renewed=self._resume,
         )
         self._settler = Settler(
             self._window,
@@ -124,7 +127,7 @@ class Term:
 
     async def lead(self) -> Ended:
         """Lead until asked to stop, or until an error ends the term."""
-        settled_before = self._checkpoint.settled
+        settled_before, began_at = self._checkpoint.settled, monotonic()
         logger.info(
             "relay.leading",
             epoch=self._checkpoint.epoch,
@@ -144,6 +147,8 @@ class Term:
         )
         async with asyncio.TaskGroup() as tasks:
             for work in (
+                self._leader.give_signs_of_life(self._over),
+                self._leader.keep_lock(self._over),
                 self._settler.run(),
                 self._publisher.run(),
                 self._release_held(),
@@ -157,7 +162,7 @@ class Term:
         await self._publisher.close(self._cause, settled_count=settled_count)
         self._report.ended()
         logger.info("relay.stopped_leading", settled=self._checkpoint.settled)
-        return Ended(settled_count, self._cause)
+        return Ended(settled_count, monotonic() - began_at, self._cause)
 
     async def _read(self) -> None:
         await self._publisher.open()
@@ -180,11 +185,19 @@ class Term:
     async def _release_held(self) -> None:
         """Release held events, and give up a broker that owes a confirm for too long."""
         while not self._reading_stop.requested:
-            await self._release.run_once(lambda: not self._reading_stop.requested)
+            await self._release.run_once(self._may_release)
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
                 raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")
             await self._over.rest(HELD_POLL_SECONDS)
+
+    def _may_release(self) -> bool:
+        return self._checkpoint.may_publish and not self._reading_stop.requested
+
+    def _resume(self) -> None:
+        """Events may be published again."""
+        self._publisher.resume()
+        self._reader.wake()
 
     async def _watch_stop(self) -> None:
         """A stop must not wait for room in the window of a blocked broker."""

@@ -266,6 +266,9 @@ class AmqpChannel:
         """Declare an exclusive queue, which only this connection can use and which ends with it."""
         await self._ask(self._raw.queue_declare, queue=name, exclusive=True, auto_delete=True)
 
+    async def delete_queue(self, name: str) -> None:
+        await self._ask(self._raw.queue_delete, queue=name)
+
     async def bind_queue(self, name: str, exchange: str, routing_key: str) -> None:
         await self._ask(
             self._raw.queue_bind, queue=name, exchange=exchange, routing_key=routing_key

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.checkpoint import Checkpoint, Deposed
+from relay.checkpoint import Checkpoint, Deposed, look
 from relay.operations import RequestKind, ask, record_result, results_of
 from runtime.mongo import close, open_client
 from runtime.operations import Operator
@@ -98,7 +98,9 @@ async def test_a_deposed_leader_does_not_record_a_result(world: OutboxWorld) -> 
         database = client[world.database_name]
 
         async def take_epoch(owner: str) -> int:
-            taken = await Checkpoint.take(database, group="relay", owner=owner, pipeline="p")
+            seen, _ = await look(database, "relay")
+            taken = await Checkpoint.take(database, seen, group="relay", owner=owner, pipeline="p")
+            assert taken is not None
             return taken.epoch
 
         deposed, leading = await take_epoch("deposed"), await take_epoch("leading")

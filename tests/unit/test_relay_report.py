@@ -10,7 +10,10 @@ from relay.report import Leadership, Report
 
 def test_readiness_ends_with_the_reason_in_words() -> None:
     report = Report(CollectorRegistry())
-    connection, checkpoint = SimpleNamespace(blocked=False), SimpleNamespace(resync_reason=None)
+    connection, checkpoint = (
+        SimpleNamespace(blocked=False),
+        SimpleNamespace(resync_reason=None, silent_seconds=0.0),
+    )
     silent = [0.0]
     assert report.why_no_progress == "it is starting"
     report.leads(Leadership(checkpoint, None, connection, lambda: silent[0]))  # type: ignore[arg-type]
@@ -22,6 +25,9 @@ def test_readiness_ends_with_the_reason_in_words() -> None:
         assert report.why_no_progress == "a read has taken 7 s"
     checkpoint.resync_reason = "first_start"
     assert report.why_no_progress == "a resync is in progress: first_start"
+    checkpoint.silent_seconds = 6.4
+    assert report.why_no_progress == "no sign of life was written to MongoDB for 6 s"
+    checkpoint.silent_seconds = 0.0
     silent[0] = 12.3
     assert report.why_no_progress == "RabbitMQ has not confirmed a message for 12 s"
     connection.blocked = True

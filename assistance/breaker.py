@@ -1,8 +1,8 @@
 """
 The circuit breaker of a destination. All workers of the destination share its state.
 
-             N different requests failed in a row,
-             or the third party asked for a wait
+             N different requests failed in a row, the third party
+             asked for a wait, or its answer was about us
     CLOSED ─────────────────────────────────────> OPEN: no calls until `open_until`
       ^                                            │ ^
       │                          the wait is over  │ │ the probe failed: a longer wait
@@ -94,10 +94,12 @@ def accepts_calls(found: DestinationState) -> bool:
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
     """
-    failures_limit: how many different requests must fail in a row to open it; 0 disables it.
+    failures_limit: how many different requests must fail in a row to open it; with 0 only
+    `Retry-After` and answers about us open it.
     The waits double from `first_wait_seconds` to `longest_wait_seconds`. A fifth of each is
     random, so that destinations of the same vendor are not probed at the same time.
-    retry_after_cap_seconds: the longest wait that a third party may ask for.
+    retry_after_cap_seconds: the longest wait that a third party may ask for. It can only lengthen
+    the breaker's own.
     """
 
     failures_limit: int = 5
@@ -109,10 +111,11 @@ class BreakerPolicy:
         self, openings: int, retry_after_seconds: float | None, randomness: random.Random
     ) -> float:
         """openings: how many times in a row the breaker was opened, this time included."""
-        if retry_after_seconds:
-            return min(retry_after_seconds, self.retry_after_cap_seconds)
         doubled = self.first_wait_seconds * 2.0 ** min(max(openings - 1, 0), 32)
-        return min(doubled, self.longest_wait_seconds) * randomness.uniform(0.8, 1.0)
+        own_seconds = min(doubled, self.longest_wait_seconds) * randomness.uniform(0.8, 1.0)
+        if retry_after_seconds is None:
+            return own_seconds
+        return max(own_seconds, min(retry_after_seconds, self.retry_after_cap_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,8 @@ def react(
             return None
     asked_seconds = verdict.retry_after_seconds if isinstance(verdict, Later) else None
     too_many = 0 < policy.failures_limit <= failures_count
-    if not (is_probe or asked_seconds or too_many):
+    about_us = isinstance(verdict, Later) and verdict.about_us
+    if not (is_probe or asked_seconds or too_many or about_us):
         return None
     wait_seconds = policy.wait_seconds(openings + 1, asked_seconds, randomness)
     return Open(verdict.code, wait_seconds)

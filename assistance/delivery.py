@@ -177,6 +177,7 @@ def conclude(
     verdict: Verdict,
     *,
     attempts_made: int,
+    attempts_in_all: int = 1,
     policy: RetryPolicy,
     now: datetime,
     randomness: random.Random,
@@ -186,6 +187,7 @@ def conclude(
     What a verdict means for the delivery.
 
     attempts_made: those that count, this one among them if its verdict counts.
+    attempts_in_all: those that do not count included.
 
     An unknown outcome is repeated with the same idempotency key, as a later one is: asking twice
     is better than losing it; unless the rule is to ask a person. When the attempts are used up
@@ -196,9 +198,15 @@ def conclude(
             return Succeeded()
         case Never():
             return Failed(PERMANENT)
-        case Later(counts=False):
-            spare_seconds = policy.uncounted_delay_seconds(verdict.retry_after_seconds, randomness)
-            return TryAgain(now + timedelta(seconds=spare_seconds))
+        case Later(wait_seconds=float() as wait_seconds):
+            return TryAgain(now + timedelta(seconds=wait_seconds))
+        case Later(counts=False, about_us=about_us, retry_after_seconds=asked_seconds):
+            # an answer about us that only this message gets must not occupy the destination
+            in_all = attempts_in_all if about_us else 1
+            uncounted_seconds = policy.uncounted_delay_seconds(
+                asked_seconds, randomness, attempts_in_all=in_all
+            )
+            return TryAgain(now + timedelta(seconds=uncounted_seconds))
         case Unknown() if on_unknown is UnknownRule.ASK:
             return Ask()
         case Later() | Unknown():

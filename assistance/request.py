@@ -9,6 +9,7 @@ A request for assistance: the document that holds the whole truth about it.
 `succeeded` and `failed` are final for the system. Each change appends an outbox event.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,23 @@ from assistance.routing import Destination
 
 #: The longest description that the first clients may send.
 DESCRIPTION_LIMIT_CHARACTERS = 300
+
+
+#: Letters and symbols that are drawn as nothing: Hangul fillers, and the empty Braille pattern.
+_BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+
+
+def is_blank(description: str) -> bool:
+    """
+    Whether a reader would see nothing: only white space, control, format or combining characters.
+    """
+    return not any(map(_is_visible, description))
+
+
+def _is_visible(character: str) -> bool:
+    category = unicodedata.category(character)
+    # private and unassigned code points may be drawn: this Python may not know the newest emoji
+    return character not in _BLANKS and (category[0] in "LNPS" or category in ("Co", "Cn"))
 
 
 class Status(StrEnum):

@@ -17,7 +17,8 @@ class RetryPolicy:
     delays_seconds: the wait after the first, second, ... attempt; one attempt more than delays.
     jitter_ratio: each wait is randomly longer or shorter by up to this share, so that deliveries
     that failed together are not retried together.
-    retry_after_cap_seconds: the longest wait that a third party may ask for.
+    retry_after_cap_seconds: the longest wait that a third party may ask for. It can only lengthen a
+    wait of the schedule, never shorten it.
     """
 
     delays_seconds: tuple[float, ...] = DEFAULT_DELAYS_SECONDS
@@ -34,20 +35,30 @@ class RetryPolicy:
         """Seconds until the next attempt, or None when the attempts are used up."""
         if attempts_made >= self.attempts_limit:
             return None
-        if retry_after_seconds is not None:
-            return self._asked_for(retry_after_seconds)
-        return self._spread(self.delays_seconds[attempts_made - 1], randomness)
+        scheduled_seconds = self._spread(self.delays_seconds[attempts_made - 1], randomness)
+        return self._lengthened(scheduled_seconds, retry_after_seconds)
 
     def uncounted_delay_seconds(
-        self, retry_after_seconds: float | None, randomness: random.Random
+        self,
+        retry_after_seconds: float | None,
+        randomness: random.Random,
+        *,
+        attempts_in_all: int = 1,
     ) -> float:
-        """Seconds until the next attempt after one that does not count."""
-        if retry_after_seconds is not None:
-            return self._asked_for(retry_after_seconds)
-        return self._spread((*self.delays_seconds, DEFAULT_DELAYS_SECONDS[0])[0], randomness)
+        """
+        Seconds until the next attempt after one that does not count.
 
-    def _asked_for(self, retry_after_seconds: float) -> float:
-        return min(max(retry_after_seconds, 0.0), self.retry_after_cap_seconds)
+        attempts_in_all: its place in the schedule, of which the last wait is repeated.
+        """
+        delays = self.delays_seconds or DEFAULT_DELAYS_SECONDS[:1]
+        scheduled_seconds = delays[min(attempts_in_all, len(delays)) - 1]
+        return self._lengthened(self._spread(scheduled_seconds, randomness), retry_after_seconds)
+
+    def _lengthened(self, scheduled_seconds: float, asked_seconds: float | None) -> float:
+        """The scheduled wait, or the one that was asked for, up to the cap, if it is longer."""
+        if asked_seconds is None:
+            return scheduled_seconds
+        return max(scheduled_seconds, min(asked_seconds, self.retry_after_cap_seconds))
 
     def _spread(self, seconds: float, randomness: random.Random) -> float:
         return seconds * randomness.uniform(1 - self.jitter_ratio, 1 + self.jitter_ratio)

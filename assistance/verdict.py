@@ -22,7 +22,10 @@ class Done:
 @dataclass(frozen=True, slots=True)
 class Later:
     """
-    retry_after_seconds: the wait that the third party asked for.
+    retry_after_seconds: the wait that the third party asked for. It can only lengthen the wait.
+    wait_seconds: the breaker's wait after a failed probe, which replaces the schedule's.
+    about_us: the answer concerns our configuration or this installation, not the message: it opens
+    the breaker, and fails no delivery.
     disables: the third party accepts no more messages here, until an operator resumes the
     destination.
     counts: false when no call was made, or when the call tested the destination rather than this
@@ -34,6 +37,8 @@ class Later:
     retry_after_seconds: float | None = None
     disables: bool = False
     counts: bool = True
+    about_us: bool = False
+    wait_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

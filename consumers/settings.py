@@ -57,7 +57,12 @@ class ReceivingSettings(MongoSettings, RabbitSettings, MonitoringSettings):
     )
 
 
-Delays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_numbers)]
+#: The longest wait that a setting may give: beyond it dates would overflow.
+MAX_WAIT_SECONDS = 366 * 86400.0
+
+Delays = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)], ...], BeforeValidator(_numbers)
+]
 
 
 class CallSettings(SettingsTable):
@@ -77,6 +82,7 @@ class CallSettings(SettingsTable):
     retry_after_cap_seconds: float = Field(
         default=21600.0,
         gt=0,
+        le=MAX_WAIT_SECONDS,
         description="the longest wait that a third party may ask for with `Retry-After`",
     )
     call_timeout_seconds: float = Field(

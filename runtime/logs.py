@@ -13,6 +13,8 @@ from typing import Any
 import orjson
 from loguru import logger
 
+from runtime.printable import escape_unprintable
+
 #: Libraries that log too much, or secrets: httpx logs whole URLs at INFO, and the URL of a Slack
 #: webhook is its secret; pymongo logs whole commands at DEBUG, with people's data; pika's errors
 #: repeat what our own log events say.
@@ -63,8 +65,10 @@ def _escaped(value: object) -> str:
 
 def _with_fields(record: Any) -> None:
     _encodable(record)
+    record["message"] = escape_unprintable(record["message"])
     fields = (f"{name}={value}" for name, value in record["extra"].items() if name != "process")
-    record["extra"]["fields"] = "".join(f" {field}" for field in fields)
+    # what is logged may come from a stranger: it must not steer the terminal, or forge a line
+    record["extra"]["fields"] = "".join(f" {escape_unprintable(field)}" for field in fields)
 
 
 def _write_json(message: Any) -> None:

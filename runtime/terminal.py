@@ -26,6 +26,7 @@ from rich.table import Column, Table
 
 from runtime.mongo import Database, DatabaseError, check_server, close, explain_error, open_client
 from runtime.operations import NothingToDo, Operator
+from runtime.printable import escape_unprintable
 from runtime.settings import MongoSettings
 
 Result = TypeVar("Result")
@@ -146,11 +147,3 @@ def printable(value: Any, *, limit: int | None = CELL_LIMIT_CHARACTERS) -> str:
     text = str(value)
     shown = escape_unprintable(text[:limit])
     return shown if limit is None or len(text) <= limit else f"{shown}…"
-
-
-def escape_unprintable(text: str) -> str:
-    """A stranger's text, unable to move the cursor, change colours or reverse the line."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )

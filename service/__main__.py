@@ -11,12 +11,12 @@ from rich.console import Console
 from assistance.waiting import OVERDUE_AFTER_SECONDS
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
+from runtime.printable import escape_unprintable
 from runtime.process import run_process
 from runtime.settings import MongoSettings, load_settings
 from runtime.terminal import (
     AsJson,
     checked_database,
-    escape_unprintable,
     print_json,
     run_with_database,
 )

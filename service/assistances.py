@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response, Security
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept
+from assistance.request import DESCRIPTION_LIMIT_CHARACTERS, Status, accept, is_blank
 from assistance.routing import Routing
 from outbox.trace import trace_headers
 from runtime import clock
@@ -129,6 +129,6 @@ def _one_of(topics: Sequence[str], wrong_topic: PydanticKnownError) -> BeforeVal
 
 
 def _not_blank(description: str) -> str:
-    if not description.strip():
+    if is_blank(description):
         raise PydanticCustomError("blank", "Should contain more than white space")
     return description

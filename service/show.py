@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.text import Text
 
-from runtime.terminal import escape_unprintable
+from runtime.printable import escape_unprintable
 from service.timeline import RequestHistory
 
 STYLES = {

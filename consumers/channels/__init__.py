@@ -1,10 +1,10 @@
 """
 Channels: one file for each kind of third party.
 
-A channel is a class under the entry point group `assistance.channels`. Its own settings are a
-class of its own, read with the destination's name as prefix: the destination `slack-emea` reads
-`SLACK_EMEA_WEBHOOK_URL`. Nothing else of it is known to the workers, so a new channel is one new
-file and configuration.
+A channel is a class under the entry point group `assistance.channels`. It has its own settings
+class, read with the destination's name as prefix: the destination `slack-emea` reads
+`SLACK_EMEA_WEBHOOK_URL`. Workers know nothing else about it, so a new channel is one new file and
+configuration.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,12 @@ GROUP = "assistance.channels"
 @dataclass(frozen=True, slots=True)
 class OutboundMessage:
     """
-    What is handed over.
+    What is delivered to a third party.
 
+    description: as the client wrote it; a channel sends it through `text.clean_text` or `quoted`.
     idempotency_key: the same in every attempt of this delivery, and in no other.
-    trace: headers that say which trace the request belongs to, for who speaks HTTP and traces too.
-    may_be_repeat: an earlier attempt ended without an answer, so the third party may have it.
+    trace: W3C trace headers of the request, for third parties over HTTP.
+    may_be_repeat: an earlier attempt had no answer, so the third party may have the message.
     """
 
     request_id: str
@@ -42,16 +43,16 @@ class OutboundMessage:
 
 class DeliveryChannel(Protocol):
     """
-    One configured place of a third party.
+    A channel configured for one destination.
 
-    `send` gives its verdict within `call_timeout_seconds`, because only the channel knows whether
-    anything had been sent by then. It raises nothing: whatever happens is a verdict.
+    `send` returns a verdict within `call_timeout_seconds`, because only the channel knows whether
+    anything had been sent by then. It raises nothing.
     """
 
     Settings: type[SettingsTable]
 
-    #: A channel may have a class attribute RATE_PER_SECOND: what the vendor bears, where a
-    #: destination's own settings say nothing. Without it there is no limit.
+    #: A channel may have a class attribute RATE_PER_SECOND: the vendor's limit, which applies
+    #: unless the destination has its own. Without it there is no limit.
 
     def __init__(self, settings: Any, *, call_timeout_seconds: float) -> None: ...
 
@@ -61,7 +62,7 @@ class DeliveryChannel(Protocol):
 
 
 class UnknownChannel(LookupError):
-    """No installed package brings a channel of this name; the message lists those there are."""
+    """No installed package has a channel of this name; the message lists the known ones."""
 
 
 def find_channel(name: str) -> type[DeliveryChannel]:
@@ -75,7 +76,7 @@ def find_channel(name: str) -> type[DeliveryChannel]:
 
 
 def settings_table(channel: type[DeliveryChannel], destination: str) -> type[SettingsTable]:
-    """The channel's table for one destination, with its prefix."""
+    """The channel's settings class with the destination's prefix."""
     prefix = destination.replace("-", "_") + "_"
     config = SettingsConfigDict(env_prefix=prefix)
     return type(channel.Settings.__name__, (channel.Settings,), {"model_config": config})

@@ -1,6 +1,6 @@
 """What a third party answered, cut to what may be stored and shown."""
 
-from runtime.terminal import escape_unprintable
+from runtime.printable import escape_unprintable
 
 EXCERPT_MAX_CHARACTERS = 200
 

@@ -1,13 +1,13 @@
 """
-What calls over HTTP have in common, whoever answers.
+What channels over HTTP have in common.
 
-One deadline for the whole call; no redirect is followed, no proxy of the environment is used, no
-more than the beginning of an answer is read. Whether anything had been sent is watched: it tells
-"it does not have it" from "it may have it". Once the status has arrived it decides, even if the
-rest of the answer never comes.
+One deadline covers the whole call. Redirects are not followed, proxies of the environment are not
+used, and only the beginning of an answer is read. The client watches whether anything was sent:
+before that the third party cannot have the message, after it the outcome of a lost answer is
+unknown. Once the status has arrived it decides, even if the rest of the answer never comes.
 
-The URL, or a part of it, is a secret: no error's words are kept, and what is kept of an answer is
-redacted.
+The URL, or a part of it, is a secret: no words of an error are kept, except the reason that the
+operating system gave, and what is kept of an answer is redacted.
 """
 
 import asyncio
@@ -23,17 +23,19 @@ from typing import Any
 import httpx
 
 from assistance.verdict import Later, Unknown
+from consumers.channels.causes import causes_of, system_reason
 from consumers.channels.excerpts import cut_excerpt
+from consumers.channels.hosts import MAX_PORT, check_host
 from runtime import clock
 
-#: Third parties answer in a few words; more is a page that nobody reads here.
+#: Third parties answer in a few words; a longer answer is an HTML page of something in between.
 ANSWER_LIMIT_BYTES = 4096
 
 TRY_LATER = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 )
 
-#: Statuses that refuse what was sent, and not whoever sent it or where to.
+#: Statuses that refuse the content of the call, rather than its sender or its URL.
 MESSAGE_STATUSES = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
@@ -42,20 +44,25 @@ MESSAGE_STATUSES = frozenset(
     }
 )
 
-#: A shorter part of a URL is a word, such as `services`, and no secret.
+#: A shorter part of a URL is a word, such as `services`, and not a secret.
 MIN_SECRET_CHARACTERS = 12
 
 
+#: A longer wait is read as this one. The cap on what a third party may ask for is a setting.
+MAX_RETRY_AFTER_SECONDS = 1e9
+
+
 class NotConnected(httpx.TransportError):
-    """No connection was made, for a reason of our own; `code` and the words hold no secret."""
+    """We refused to connect, or could not; `code` and the text hold no secret."""
 
     code: str
+    about_us: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    text: as it came, so perhaps with a secret or with what people wrote: to be judged, not kept.
+    text: as received, perhaps with a secret or a user's words: for the verdict only, never stored.
     excerpt: what may be stored and shown.
     """
 
@@ -75,8 +82,8 @@ class Answer:
 
 class HttpClient:
     """
-    secrets: what is blotted out of excerpts.
-    transport: how connections are made; any that reads no proxy from the environment.
+    secrets: redacted in excerpts.
+    transport: makes the connections; it must not read proxies from the environment.
     """
 
     def __init__(
@@ -100,7 +107,7 @@ class HttpClient:
     async def post(
         self, url: str, *, content: bytes, headers: Mapping[str, str]
     ) -> Answer | Later | Unknown:
-        """The answer, or what it means that there is none; raises nothing."""
+        """The answer, or the verdict on a call without one; raises nothing."""
         sent = False
         response: httpx.Response | None = None
         body = bytearray()
@@ -120,10 +127,10 @@ class HttpClient:
                     body += piece
                     if len(body) >= ANSWER_LIMIT_BYTES:
                         break
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # only here is it known what had been sent
             if response is None:
                 return _judge_silence(error, sent=sent)
-        # no call is to remember what was answered to another
+        # cookies of one answer must not go with another call
         self._client.cookies.clear()
         return read_answer(
             response.status_code,
@@ -159,7 +166,7 @@ def read_answer(
 
 
 def secrets_of(url: str) -> list[str]:
-    """What an answer may repeat of a URL that nobody else may know."""
+    """The parts of a URL that must be redacted in an answer."""
     parsed = httpx.URL(url)
     paths = [parsed.path.strip("/"), parsed.raw_path.decode("ascii").strip("/")]
     words = re.split(r"[/?&=]", "/".join(paths))
@@ -168,9 +175,9 @@ def secrets_of(url: str) -> list[str]:
 
 def parse_url(text: str) -> httpx.URL:
     """
-    An HTTP third party's URL, as it may stand in a setting.
+    The URL of a third party over HTTP.
 
-    Raises ValueError, which does not repeat it.
+    Raises ValueError when it can never be called; the error does not repeat it.
     """
     try:
         url = httpx.URL(text)
@@ -180,15 +187,26 @@ def parse_url(text: str) -> httpx.URL:
         raise ValueError("must be a whole URL, beginning with https://")
     if url.userinfo:
         raise ValueError("must hold no user name and no password: they would end up in logs")
+    if url.port is not None and not 1 <= url.port <= MAX_PORT:
+        raise ValueError(f"must have a port from 1 to {MAX_PORT}")
+    try:
+        check_host(url.raw_host.decode("ascii"))
+    except ValueError as reason:
+        raise ValueError(f"its host {reason}") from None
     return url
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """`Retry-After` in either form, seconds or an HTTP date; nonsense counts as none."""
+    """
+    `Retry-After` in either form, seconds or an HTTP date; a past date is 0, nonsense is None.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
+    """
     if value is None:
         return None
-    if re.fullmatch(r"\d{1,9}", value.strip(), re.ASCII):
-        return float(value)
+    value = value.strip(" \t")
+    if re.fullmatch(r"\d+", value, re.ASCII):
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
@@ -200,21 +218,16 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
 
 def _judge_silence(error: Exception, *, sent: bool) -> Later | Unknown:
     if isinstance(error, NotConnected):
-        return Later(error.code, cut_excerpt(str(error)))
+        return Later(error.code, cut_excerpt(str(error)), about_us=error.about_us)
     if isinstance(error, TimeoutError):
         return Unknown("no_answer_in_time") if sent else Later("connect_timeout")
     # its words may hold the URL
     code = _snake(type(error).__name__)
     if sent:
         return Unknown(code)
-    return Later("tls_failed" if _is_about_tls(error) else code)
-
-
-def _is_about_tls(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLError):
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
+    if any(isinstance(cause, ssl.SSLError) for cause in causes_of(error)):
+        return Later("tls_failed", about_us=True)
+    return Later(code, system_reason(error))
 
 
 def _snake(name: str) -> str:

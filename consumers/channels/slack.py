@@ -3,23 +3,8 @@ Slack, in one of two ways:
 by incoming webhook, https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks, or
 by a bot's token, https://docs.slack.dev/reference/methods/chat.postMessage
 
-    answer                                      verdict
-    2xx `ok`, or JSON with ok: true             done
-    2xx JSON with ok: false                     by its error word: never when it is about this
-                                                message, else later
-    2xx with anything else                      unknown: whoever answered, it was not Slack
-    400, 413, 422                               never, unless its word is about the destination
-    408, 425, 429, 5xx                          later; Retry-After is honoured
-    every other status (403, 404, 410 ...), and later, and an error in the log: a revoked webhook,
-    a word about the destination                an archived channel or a redirect is our
-                                                configuration's fault, not the request's
-    no connection, or nothing sent in time      later
-    sent, and no answer                         unknown
-
-410 says that the webhook is gone for good; all the same the requests wait for a new one, or until
-their attempts are used up. A redirect is not followed.
-
-Slack promises no idempotency, so a repeat says that it may be one.
+What each answer means is in `ANSWERS`. Slack promises no idempotency: a message whose answer was
+lost is repeated rarely, and the repeat says that it may be one.
 """
 
 import re
@@ -39,16 +24,60 @@ from pydantic import (
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.channels import OutboundMessage
+from consumers.channels.answers import Meaning, Row
 from consumers.channels.http import MESSAGE_STATUSES, Answer, HttpClient, parse_url, secrets_of
+from consumers.channels.text import one_line, quoted
 from runtime.settings import SettingsTable
+
+ANSWERS = (
+    Row("connecting", "no connection, or nothing sent in time", Meaning.MOMENT),
+    Row("connecting", "the certificate is not trusted, or TLS fails", Meaning.US),
+    Row("sent", "2xx `ok`, or JSON with `ok` or `success` true", Meaning.DELIVERED),
+    Row(
+        "sent",
+        "2xx without a text, from a webhook",
+        Meaning.DELIVERED,
+        "webhooks refuse by status; Slack and compatible servers sometimes omit the `ok`",
+    ),
+    Row(
+        "sent",
+        "2xx without a text, from chat.postMessage",
+        Meaning.UNKNOWN,
+        "it refuses with 200 too: the missing text would have said whether the message is there",
+    ),
+    Row(
+        "sent",
+        "2xx with any other text",
+        Meaning.UNKNOWN,
+        "something between us and Slack answered, and may have passed the message on",
+    ),
+    Row("sent", "2xx `ok: false`, a word about the message", Meaning.MESSAGE),
+    Row("sent", "2xx `ok: false`, a word about the token or the channel", Meaning.US),
+    Row(
+        "sent",
+        "2xx `ok: false`, any other word, such as `ratelimited`",
+        Meaning.MOMENT,
+        "a new word must fail no message",
+    ),
+    Row("sent", "400, 413, 422", Meaning.MESSAGE),
+    Row("sent", "400, 413, 422 with a word about the token or the channel", Meaning.US),
+    Row("sent", "408, 425, 429, 5xx", Meaning.MOMENT, "`Retry-After` may lengthen the wait"),
+    Row(
+        "sent",
+        "any other status: 401, 403, 404, 410, a redirect",
+        Meaning.US,
+        "a revoked webhook, an archived channel, or a wrong URL",
+    ),
+    Row("sent", "no answer", Meaning.UNKNOWN, "it may have the message"),
+)
 
 POST_MESSAGE_URL = "https://slack.com/api/chat.postMessage"
 
-#: Slack cuts at 40,000 characters; nobody reads as many.
+#: Slack cuts a text at 40,000 characters; a description is far shorter.
 TEXT_LIMIT_CHARACTERS = 3000
 
 #: Words of https://docs.slack.dev/reference/methods/chat.postMessage#errors about this one message.
-#: A word in neither list is tried again: the attempts bound it, and a new word fails nobody.
+#: A word in neither list is tried again, so that a new word does not fail messages at once.
 MESSAGE_ERRORS = frozenset(
     {
         "invalid_blocks",
@@ -61,8 +90,8 @@ MESSAGE_ERRORS = frozenset(
     }
 )
 
-#: Words of the same list, and of the webhooks' own, that somebody mends at Slack or in the
-#: settings; every request that waits for this destination meets the same one.
+#: Words of the same list, and of the webhooks' own, that every message to this destination gets
+#: until an operator corrects the cause, at Slack or in the settings.
 DESTINATION_ERRORS = frozenset(
     {
         "access_denied",
@@ -86,9 +115,9 @@ DESTINATION_ERRORS = frozenset(
     }
 )
 
-#: Slack makes no link of these unless asked to; a webhook of the old kind may be set up to ask.
+#: Slack links these only on request; an old webhook may be configured to request it.
 _SHOUT = re.compile(r"(?<!\w)@(?=(?:channel|here|everyone|group)\b)", re.IGNORECASE)
-#: A code is logged and counted; anything else in its place may be what people wrote.
+#: A code is logged and counted; anything else in its place may be a user's text.
 _ERROR_WORD = re.compile(r"[a-z][a-z_]{0,63}")
 
 _WORD_JOINER = "\u2060"
@@ -109,8 +138,8 @@ def _is_this_machine(host: str) -> bool:
 
 def _checked_token(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
-    if not (text.isascii() and text.isprintable()) or " " in text:
-        raise ValueError("is no token of Slack's, which is letters, digits and hyphens")
+    if not text or not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("must be a token of Slack: letters, digits and hyphens")
     return token
 
 
@@ -123,16 +152,20 @@ class SlackSettings(SettingsTable):
     )
     webhook_url: SecretStr | None = Field(
         default=None,
-        description="the incoming webhook's URL, which is a secret; or else the token and channel",
+        description="URL of Slack's incoming webhook, a secret; or set a token and a channel",
     )
     token: Annotated[SecretStr, AfterValidator(_checked_token)] | None = Field(
-        default=None, description="a bot's token with the scope chat:write; goes with the channel"
+        default=None,
+        description="token of a Slack bot with the scope chat:write; requires a channel",
     )
     channel: str | None = Field(
-        default=None, description="where the bot posts: the channel's id, such as C0123456789"
+        default=None,
+        min_length=1,
+        description="id of the Slack channel in which the bot posts, such as C0123456789",
     )
     api_url: str = Field(
-        default=POST_MESSAGE_URL, description="where chat.postMessage is; for a sandbox or a proxy"
+        default=POST_MESSAGE_URL,
+        description="URL of Slack's method chat.postMessage, for a sandbox or a proxy",
     )
 
     @field_validator("webhook_url", "api_url")
@@ -190,24 +223,30 @@ class Slack:
                 "Idempotency-Key": message.idempotency_key,
             },
         )
-        return judge(answer) if isinstance(answer, Answer) else answer
+        if not isinstance(answer, Answer):
+            if isinstance(answer, Later) and answer.about_us:
+                logger.error("slack.misconfigured", code=answer.code)
+            return answer
+        return judge(answer, by_webhook=not self._place)
 
     async def close(self) -> None:
         await self._http.close()
 
 
 def payload(message: OutboundMessage) -> dict[str, Any]:
-    """What is posted: plain text, in which nothing is a link, a mention or a format."""
+    """
+    What is posted: plain text, without links, mentions and formats.
+
+    The description is quoted: no line of it passes for one of ours.
+    """
     repeat = (
-        "This may be a repeat: Slack gave no answer to an earlier try.\n"
-        if message.may_be_repeat
-        else ""
+        "This may be a repeat: an earlier attempt had no answer.\n" if message.may_be_repeat else ""
     )
     return {
         "text": (
-            f"New request: {escape(message.topic)}\n"
-            f"{escape(message.description)}\n"
-            f"{repeat}Request {escape(message.request_id)}"
+            f"New request: {escape(one_line(message.topic))}\n"
+            f"{escape(quoted(message.description))}\n"
+            f"{repeat}Request {escape(one_line(message.request_id))}"
         ),
         "mrkdwn": False,
         "parse": "none",
@@ -219,7 +258,7 @@ def payload(message: OutboundMessage) -> dict[str, Any]:
 
 def escape(text: str) -> str:
     """
-    Text that Slack shows as it is, and that calls nobody.
+    Text that Slack shows as it is, and that notifies no member.
 
     https://docs.slack.dev/messaging/formatting-message-text#escaping
     """
@@ -229,11 +268,11 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def judge(answer: Answer) -> Verdict:
-    """The table at the head of this file."""
+def judge(answer: Answer, *, by_webhook: bool) -> Verdict:
+    """See ANSWERS."""
     code, excerpt, wait_seconds = str(answer.status), answer.excerpt, answer.retry_after_seconds
     if answer.is_success:
-        return _judge_ok(answer)
+        return _judge_success(answer, by_webhook=by_webhook)
     if answer.asks_to_try_later:
         return Later(code, excerpt, wait_seconds)
     word = answer.text.strip()
@@ -244,12 +283,13 @@ def judge(answer: Answer) -> Verdict:
     return _misconfigured(code, answer)
 
 
-def _judge_ok(answer: Answer) -> Verdict:
-    if answer.text.strip() == "ok":
-        return Done("200", answer.excerpt)
-    match _decoded(answer.text):
-        case {"ok": True}:
-            return Done("200", answer.excerpt)
+def _judge_success(answer: Answer, *, by_webhook: bool) -> Verdict:
+    text = answer.text.strip()
+    if text == "ok" or (by_webhook and not text):
+        return Done(str(answer.status), answer.excerpt)
+    match _decoded(text):
+        case {"ok": True} | {"success": True}:
+            return Done(str(answer.status), answer.excerpt)
         case {"ok": False, "error": str(word)} if word in MESSAGE_ERRORS:
             return Never(word, answer.excerpt)
         case {"ok": False, "error": str(word)} if word in DESTINATION_ERRORS:
@@ -262,9 +302,9 @@ def _judge_ok(answer: Answer) -> Verdict:
 
 
 def _misconfigured(code: str, answer: Answer) -> Later:
-    # the excerpt stays in the ledger: a page in Slack's place may repeat what people wrote
+    # the excerpt stays in the ledger: a page in Slack's place may repeat a user's text
     logger.error("slack.misconfigured", code=code)
-    return Later(code, answer.excerpt, answer.retry_after_seconds)
+    return Later(code, answer.excerpt, answer.retry_after_seconds, about_us=True)
 
 
 def _decoded(text: str) -> Any:

@@ -1,21 +1,10 @@
 """
 Webhooks, signed as https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 
-    answer                                      verdict
-    2xx, whatever its text                      done
-    400, 413, 422                               never
-    408, 425, 429, 5xx                          later; Retry-After is honoured
-    410                                         later, and the destination is disabled: its requests
-                                                wait until somebody has seen to it
-    every other status (401, 404, a redirect)   later, and an error in the log: the receiver's
-                                                or our configuration is at fault, not the request
-    no connection, or nothing sent in time      later
-    an address that is not public               later, and an error in the log
-    sent, and no answer                         unknown
-
-`webhook-id` is the same in every attempt of a delivery, and in no other, by which the receiver
-drops a second copy. Several secrets sign side by side, so that one can be replaced while both
-sides know both. A redirect is not followed. See docs/channels.md for what a receiver gets.
+What each answer means is in `ANSWERS`. `webhook-id` is the same in every attempt of a delivery, and
+in no other: by it the receiver recognises a repeat. With several secrets each call has several
+signatures, so that a secret can be replaced without an interruption. docs/channels.md describes
+what a receiver gets.
 """
 
 import base64
@@ -33,6 +22,7 @@ from standardwebhooks import Webhook as Signer
 
 from assistance.verdict import Done, Later, Never, Verdict
 from consumers.channels import OutboundMessage
+from consumers.channels.answers import Meaning, Row
 from consumers.channels.http import (
     MESSAGE_STATUSES,
     Answer,
@@ -41,13 +31,32 @@ from consumers.channels.http import (
     parse_url,
     secrets_of,
 )
-from consumers.channels.public_addresses import AddressRefused, GuardedTransport, Network, refusal
+from consumers.channels.public_addresses import GuardedTransport, Network, refusal
+from consumers.channels.text import clean_text
 from runtime import clock
 from runtime.settings import SettingsTable
 
+ANSWERS = (
+    Row("connecting", "no connection, or nothing sent in time", Meaning.MOMENT),
+    Row("connecting", "the host name cannot be resolved", Meaning.MOMENT),
+    Row("connecting", "the certificate is not trusted, or TLS fails", Meaning.US),
+    Row("connecting", "an address that is not public", Meaning.US, "see *Where a webhook can go*"),
+    Row("sent", "2xx, whatever its text", Meaning.DELIVERED),
+    Row("sent", "400, 413, 422", Meaning.MESSAGE),
+    Row("sent", "408, 425, 429, 5xx", Meaning.MOMENT, "`Retry-After` may lengthen the wait"),
+    Row("sent", "410", Meaning.US, "the destination is suspended until an operator resumes it"),
+    Row(
+        "sent",
+        "any other status: 401, 404, a redirect",
+        Meaning.US,
+        "the URL, the secret or the receiver's configuration is wrong",
+    ),
+    Row("sent", "no answer", Meaning.UNKNOWN, "it may have the message"),
+)
+
 EVENT_TYPE = "assistance.requested"
 
-#: What Standard Webhooks recommends at most; a description of 300 characters is far from it.
+#: The maximum that Standard Webhooks recommends; a description of 300 characters is far below it.
 PAYLOAD_LIMIT_BYTES = 20_000
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  # what every secret begins with
@@ -89,14 +98,14 @@ def _networks(value: Any) -> Any:
 
 class WebhookSettings(SettingsTable):
     url: Annotated[SecretStr, AfterValidator(_checked_url)] = Field(
-        description="where to post, beginning with https://; a secret if a part of it is"
+        description="the URL to post to, beginning with https://; treated as a secret"
     )
     signing_secrets: Annotated[SecretStr, AfterValidator(_checked_secrets)] = Field(
-        description="whsec_...; while one is replaced, the new and the old, separated by a comma"
+        description="secrets `whsec_...`, separated by commas; each call is signed with all of them"
     )
     allowed_networks: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = Field(
         default=(),
-        description="networks that are not public and may be called all the same, by http:// too",
+        description="networks that may be called although they are not public, also by http://",
     )
 
     @model_validator(mode="after")
@@ -152,7 +161,7 @@ class Webhook:
         )
         if isinstance(answer, Answer):
             return judge(answer)
-        if answer.code == AddressRefused.code:
+        if isinstance(answer, Later) and answer.about_us:
             _report(answer.code)
         return answer
 
@@ -176,14 +185,14 @@ def payload(message: OutboundMessage) -> dict[str, Any]:
         "data": {
             "request_id": message.request_id,
             "topic": message.topic,
-            "description": message.description,
+            "description": clean_text(message.description),
             "created_at": message.created_at,
         },
     }
 
 
 def judge(answer: Answer) -> Verdict:
-    """The table at the head of this file."""
+    """See ANSWERS."""
     code, excerpt = str(answer.status), answer.excerpt
     if answer.is_success:
         return Done(code, excerpt)
@@ -193,9 +202,9 @@ def judge(answer: Answer) -> Verdict:
         return Never(code, excerpt)
     _report(code)
     disables = answer.status == HTTPStatus.GONE
-    return Later(code, excerpt, answer.retry_after_seconds, disables=disables)
+    return Later(code, excerpt, answer.retry_after_seconds, disables=disables, about_us=True)
 
 
 def _report(code: str) -> None:
-    # the excerpt stays in the ledger: an answer may repeat what people wrote
+    # the excerpt stays in the ledger: an answer may repeat a user's text
     logger.error("webhook.misconfigured", code=code)

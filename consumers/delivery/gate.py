@@ -203,12 +203,15 @@ def as_recorded(verdict: Verdict, reaction: Reaction, admission: Admission) -> V
     The verdict as the ledger records it, which may spend none of the delivery's attempts.
 
     A failed probe tested the destination rather than the delivery, so its delivery waits as long
-    as the breaker. Neither does an attempt count after which the destination is suspended.
+    as the breaker. An attempt does not count either when its answer was about us, or when the
+    destination was suspended because of it.
     """
     match verdict, reaction:
         case Later(), Open(_, wait_seconds) if admission.is_probe:
-            return replace(verdict, counts=False, retry_after_seconds=wait_seconds)
-        case Later(), _ if admission.is_probe or isinstance(reaction, Suspend):
+            return replace(verdict, counts=False, wait_seconds=float(wait_seconds))
+        case Later(about_us=about_us), _ if (
+            admission.is_probe or about_us or isinstance(reaction, Suspend)
+        ):
             return replace(verdict, counts=False)
         case _:
             return verdict

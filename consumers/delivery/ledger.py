@@ -187,6 +187,7 @@ class Ledger:
         conclusion = conclude(
             verdict,
             attempts_made=claim.counted,
+            attempts_in_all=claim.attempt,
             policy=self._policy,
             now=claim.now(),
             randomness=self._randomness,

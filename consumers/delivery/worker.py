@@ -194,8 +194,9 @@ class Worker:
     def _may_call_again(self, verdict: Verdict, admission: Admission) -> bool:
         return (
             isinstance(verdict, Later)
-            and not verdict.retry_after_seconds
+            and verdict.retry_after_seconds is None
             and not verdict.disables
+            and not verdict.about_us
             and not admission.is_probe
             and self._gate.holds(admission)
             and not self._stop.requested

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from bson import BSON
@@ -14,7 +16,9 @@ from pydantic import SecretStr
 
 from assistance.verdict import Done, Later, Never, Unknown, Verdict
 from consumers.channels import OutboundMessage
-from consumers.channels.email import Email, EmailSettings, Tls
+from consumers.channels.answers import Meaning, Row, meaning_of
+from consumers.channels.email import ANSWERS, Email, EmailSettings, Tls
+from sandbox.ports import free_ports
 from tests.support.listeners import make_certificate, server_that, tls_of
 from tests.support.outbound import email_settings, outbound_message
 from tests.support.third_parties import ThirdParties
@@ -78,10 +82,20 @@ async def test_a_4xx_reply_is_tried_later(third_parties: ThirdParties, stage: st
     assert verdict.code == "451"
 
 
-@pytest.mark.parametrize("stage", ["connect", "MAIL", "RCPT", "DATA"])
-async def test_a_5xx_reply_is_final(third_parties: ThirdParties, stage: str) -> None:
-    third_parties.misbehave("email", "status", code=550, body="no such user", stage=stage)
-    assert await send(sandbox(third_parties)) == Never("550", "no such user")
+@pytest.mark.parametrize("stage", ["connect", "MAIL", "RCPT"])
+async def test_a_5xx_reply_before_the_message_is_about_us(
+    third_parties: ThirdParties, stage: str
+) -> None:
+    third_parties.misbehave("email", "status", code=554, body="no such user", stage=stage)
+    verdict = await send(sandbox(third_parties))
+    assert meaning_of(verdict) is Meaning.US
+    assert verdict.code == "554"
+    assert verdict.excerpt.endswith("no such user")
+
+
+async def test_a_5xx_reply_to_the_message_is_final(third_parties: ThirdParties) -> None:
+    third_parties.misbehave("email", "status", code=554, body="looks like spam")
+    assert await send(sandbox(third_parties)) == Never("554", "looks like spam")
 
 
 async def test_a_server_that_shuts_down_is_tried_later(third_parties: ThirdParties) -> None:
@@ -110,7 +124,9 @@ async def test_a_server_that_refuses_the_connection_is_tried_later(
     third_parties: ThirdParties,
 ) -> None:
     third_parties.misbehave("email", "refuse")
-    assert await send(sandbox(third_parties)) == Later("connect_connection_lost")
+    verdict = await send(sandbox(third_parties))
+    assert (verdict.code, meaning_of(verdict)) == ("connect_connection_lost", Meaning.MOMENT)
+    assert "refused" in verdict.excerpt.lower()
 
 
 async def test_a_server_without_starttls_is_about_us(
@@ -128,7 +144,7 @@ async def test_a_server_that_requires_a_login_is_about_us() -> None:
 
     async with mail_server_that(wants_login) as port:
         verdict = await send(email_settings("127.0.0.1", port))
-    assert verdict == Later("530", "5.7.0 log in first")
+    assert verdict == Later("530", "5.7.0 log in first", about_us=True)
 
 
 async def test_a_reply_that_is_not_smtp_is_tried_later_before_the_message_was_sent() -> None:
@@ -154,12 +170,15 @@ class Scripted:
         self._certificate = certificate
         self._replies = {**self.REPLIES, **replies}
         self.heard: list[str] = []
+        self.lines: list[str] = []
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._say("greeting", writer)
         while line := (await reader.readline()).decode().split():
             self.heard.append(line[0])
-            await self._say(line[0], writer)
+            self.lines.append(" ".join(line))
+            is_second = line[0] == "RCPT" and self.heard.count("RCPT") > 1
+            await self._say("second RCPT" if is_second else line[0], writer)
             if line[0] == "STARTTLS" and self._replies["STARTTLS"].startswith("220"):
                 await writer.start_tls(tls_of(self._certificate))
             if line[0] == "DATA" and self._replies["DATA"].startswith("354"):
@@ -170,41 +189,117 @@ class Scripted:
                 await self._say("message", writer)
 
     async def _say(self, moment: str, writer: asyncio.StreamWriter) -> None:
-        if self._replies[moment] == DROPPED:
+        reply = self._replies.get(moment) or self._replies["RCPT"]
+        if reply == DROPPED:
             raise ConnectionResetError
-        writer.write(self._replies[moment].encode() + b"\r\n")
+        if reply == SILENT:
+            await asyncio.Event().wait()
+        writer.write(reply.encode() + b"\r\n")
         await writer.drain()
 
 
+SILENT = "(silent)"
 DROPPED = "(dropped)"
 
-#: What the server says differently from a good one, what it means, and the last command it heard.
-REFUSALS = [
-    ({}, "done 250", "DATA"),
-    ({"greeting": "421 too busy"}, "later 421", None),
-    ({"greeting": DROPPED}, "later connect_connection_lost", None),
-    ({"EHLO": "250 here"}, "later login_impossible", "EHLO"),
-    ({"STARTTLS": "454 TLS is not available"}, "later 454", "STARTTLS"),
-    ({"STARTTLS": "502 what is that?"}, "later 502", "STARTTLS"),
-    ({"STARTTLS": DROPPED}, "later login_connection_lost", "STARTTLS"),
-    ({"AUTH": "535 AG1lAGh1c2gtaHVzaA== is wrong, and hush-hush too"}, "later 535", "AUTH"),
-    ({"AUTH": "454 not now"}, "later 454", "AUTH"),
-    ({"MAIL": "530 log in first"}, "later 530", "MAIL"),
-    ({"MAIL": "421 closing"}, "later 421", "MAIL"),
-    ({"RCPT": "421 closing"}, "later 421", "RCPT"),
-    ({"RCPT": "450 try again"}, "later 450", "RCPT"),
-    ({"RCPT": "451 try again"}, "later 451", "RCPT"),
-    ({"RCPT": "550 no such user"}, "never 550", "RCPT"),
-    ({"RCPT": DROPPED}, "later envelope_connection_lost", "RCPT"),
-    ({"DATA": "451 no room"}, "later 451", "DATA"),
-    ({"DATA": DROPPED}, "unknown connection_lost", "DATA"),
-    ({"DATA": "554 no"}, "never 554", "DATA"),
-    ({"message": "421 closing"}, "later 421", "DATA"),
-    ({"message": "450 greylisted"}, "later 450", "DATA"),
-    ({"message": "552 too large"}, "never 552", "DATA"),
-    ({"message": DROPPED}, "unknown connection_lost", "DATA"),
-    ({"message": "250 " + "x" * 100_000}, "unknown unexpected_reply", "DATA"),
-]
+#: For each row of the table: what the server does differently from a good one, the verdict's code,
+#: and the last command that the server heard.
+EXAMPLES: dict[tuple[str, str], list[tuple[dict[str, str], str, str | None]]] = {
+    ("connecting", "no connection, or no greeting in time"): [
+        ({"greeting": DROPPED}, "connect_connection_lost", None),
+        ({"greeting": SILENT}, "connect_timeout", None),
+        ({"port": "closed"}, "connect_connection_lost", None),
+    ],
+    ("connecting", "the host name cannot be resolved"): [
+        ({"host": "nowhere.invalid"}, "connect_connection_lost", None),
+    ],
+    ("greeting", "4xx, or not SMTP"): [
+        ({"greeting": "421 too busy"}, "421", None),
+        ({"greeting": "451 try again"}, "451", None),
+        ({"greeting": "HTTP/1.1 400 Bad Request"}, "unexpected_reply", None),
+    ],
+    ("greeting", "5xx"): [
+        ({"greeting": "554 your address is blocked"}, "554", None),
+        ({"greeting": "521 no mail here"}, "521", None),
+    ],
+    ("EHLO", "4xx"): [({"EHLO": "421 busy", "HELO": "421 busy"}, "421", "EHLO")],
+    ("EHLO", "5xx, such as 504 for our name"): [
+        ({"EHLO": "504 need a fully-qualified host name", "HELO": "504 no"}, "504", "HELO"),
+        ({"EHLO": "550 who are you", "HELO": "550 who are you"}, "550", "HELO"),
+    ],
+    ("TLS", "STARTTLS is not offered, or refused with 5xx"): [
+        ({"EHLO": "250 here"}, "login_impossible", "EHLO"),
+        ({"STARTTLS": "502 what is that?"}, "502", "STARTTLS"),
+    ],
+    ("TLS", "STARTTLS is refused with 4xx"): [
+        ({"STARTTLS": "454 TLS is not available"}, "454", "STARTTLS"),
+    ],
+    ("TLS", "the certificate is not trusted, or TLS fails"): [
+        ({"host": "localhost"}, "tls_failed", "STARTTLS"),
+    ],
+    ("login", "no way to log in is offered"): [
+        ({"EHLO": "250-here\r\n250 STARTTLS"}, "login_impossible", "EHLO"),
+    ],
+    ("login", "4xx"): [({"AUTH": "454 not now"}, "454", "AUTH")],
+    ("login", "5xx, such as 535"): [
+        ({"AUTH": "535 AG1lAGh1c2gtaHVzaA== is wrong, and hush-hush too"}, "535", "AUTH"),
+        ({"AUTH": "534 too weak"}, "534", "AUTH"),
+    ],
+    ("sender (MAIL)", "4xx"): [
+        ({"MAIL": "421 closing"}, "421", "MAIL"),
+        ({"MAIL": "451 try again"}, "451", "MAIL"),
+    ],
+    ("sender (MAIL)", "5xx"): [
+        ({"MAIL": "530 log in first"}, "530", "MAIL"),
+        ({"MAIL": "550 sender refused"}, "550", "MAIL"),
+        ({"MAIL": "553 not your address"}, "553", "MAIL"),
+    ],
+    ("recipients (RCPT)", "4xx to any"): [
+        ({"RCPT": "450 greylisted"}, "450", "RCPT"),
+        ({"second RCPT": "451 try again"}, "451", "RCPT"),
+        ({"RCPT": "550 no such user", "second RCPT": "452 full"}, "452", "RCPT"),
+    ],
+    ("recipients (RCPT)", "5xx to all"): [
+        ({"RCPT": "550 no such user"}, "550", "RCPT"),
+        ({"RCPT": "554 relay access denied"}, "554", "RCPT"),
+        ({"RCPT": "530 log in first"}, "530", "RCPT"),
+    ],
+    ("recipients (RCPT)", "5xx to some, 250 to the message"): [
+        ({"second RCPT": "550 no such user"}, "some_recipients_refused", "DATA"),
+    ],
+    ("before the content", "421, silence or a lost connection"): [
+        ({"STARTTLS": DROPPED}, "login_connection_lost", "STARTTLS"),
+        ({"AUTH": SILENT}, "login_timeout", "AUTH"),
+        ({"RCPT": "421 closing"}, "421", "RCPT"),
+        ({"second RCPT": "421 closing"}, "421", "RCPT"),
+        ({"RCPT": DROPPED}, "envelope_connection_lost", "RCPT"),
+        ({"DATA": DROPPED}, "envelope_connection_lost", "DATA"),
+        ({"DATA": SILENT}, "envelope_timeout", "DATA"),
+    ],
+    ("DATA", "4xx"): [({"DATA": "451 no room"}, "451", "DATA")],
+    ("DATA", "5xx"): [({"DATA": "554 no"}, "554", "DATA")],
+    ("content sent", "250"): [({}, "250", "DATA")],
+    ("content sent", "4xx"): [
+        ({"message": "421 closing"}, "421", "DATA"),
+        ({"message": "450 greylisted"}, "450", "DATA"),
+    ],
+    ("content sent", "5xx"): [
+        ({"message": "552 too large"}, "552", "DATA"),
+        ({"message": "550 5.7.1 looks like spam"}, "550", "DATA"),
+    ],
+    ("content sent", "530, 535, 538, or 5.7.8, 5.7.9, 5.7.20 to 5.7.30"): [
+        ({"message": "530 log in first"}, "530", "DATA"),
+        ({"message": "550 5.7.26 SPF and DKIM fail"}, "550", "DATA"),
+        ({"message": "550 5.7.25 no reverse DNS"}, "550", "DATA"),
+    ],
+    ("content sent", "silence or a lost connection"): [
+        ({"message": DROPPED}, "connection_lost", "DATA"),
+        ({"message": SILENT}, "timeout", "DATA"),
+    ],
+    ("content sent", "any other reply"): [
+        ({"message": "250 " + "x" * 100_000}, "unexpected_reply", "DATA"),
+        ({"message": "what?"}, "unexpected_reply", "DATA"),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -212,26 +307,70 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificate(tmp_path_factory.mktemp("certificate"), "IP:127.0.0.1")
 
 
-async def test_every_reply_has_one_meaning_under_starttls_and_a_login(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("row", ANSWERS, ids=lambda row: f"{row.moment}: {row.answer}")
+async def test_every_reply_means_what_the_table_says(
+    certificate: Path, row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Under STARTTLS and with a login, of a request that was accepted just now."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     logged: list[str] = []
     sink = logger.add(lambda line: logged.append(str(line)), format="{message} {extra}")
+    examples = EXAMPLES[row.moment, row.answer]
     met = []
-    for replies, *_ in REFUSALS:
+    for replies, *_ in examples:
         server = Scripted(certificate, replies)
         async with server_that(server.converse) as port:
-            verdict = await send(logging_in(port))
-        code = f"{type(verdict).__name__.lower()} {verdict.code}"
-        met.append((replies, code, server.heard[-1] if server.heard else None))
+            table = logging_in(
+                free_ports(1)[0] if "port" in replies else port, host=replies.get("host")
+            )
+            fresh = replace(mail_message(), created_at=datetime.now(UTC))
+            verdict = await send(table, fresh)
+        met.append((replies, verdict.code, server.heard[-1] if server.heard else None))
+        assert meaning_of(verdict) is row.meaning, (replies, verdict)
         assert "hush-hush" not in verdict.excerpt
         assert "AG1lAGh1c2gtaHVzaA" not in verdict.excerpt
         assert len(verdict.excerpt) <= 200
     logger.remove(sink)
-    assert met == REFUSALS
-    assert [line for line in logged if "email.misconfigured" in line and "535" in line]
+    assert met == examples
+    is_logged = any("email.misconfigured" in line for line in logged)
+    assert is_logged == (row.meaning is Meaning.US)
     assert not [line for line in logged if "hush-hush" in line or "AG1lA" in line]
+
+
+def test_every_row_of_the_table_has_an_example() -> None:
+    assert set(EXAMPLES) == {(row.moment, row.answer) for row in ANSWERS}
+
+
+async def test_accepted_recipients_get_the_message_and_refused_ones_are_recorded(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is refused for now is waited for, while the request is young."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    logged: list[str] = []
+    sink = logger.add(lambda line: logged.append(str(line)), format="{message} {extra}")
+    for refusal in ("550 no such user", "452 mailbox full"):
+        server = Scripted(certificate, {"second RCPT": refusal})
+        async with server_that(server.converse) as port:
+            verdict = await send(logging_in(port))
+        assert verdict == Done(
+            "some_recipients_refused", f"boss@example.org was refused: {refusal}"
+        )
+        assert server.heard[-1] == "DATA"
+    logger.remove(sink)
+    assert [line for line in logged if "email.recipient_refused" in line and "550" in line]
+    assert not [line for line in logged if "boss@" in line]
+
+
+async def test_the_server_is_greeted_by_the_configured_name(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    for configured, name in ((None, "example.org"), ("mx.example.com", "mx.example.com")):
+        server = Scripted(certificate, {})
+        async with server_that(server.converse) as port:
+            await send(logging_in(port, smtp_ehlo_name=configured))
+        greetings = [line for line in server.lines if line.startswith("EHLO")]
+        assert set(greetings) == {f"EHLO {name}"}
 
 
 @pytest.mark.parametrize("tls", [Tls.STARTTLS, Tls.TLS])
@@ -257,6 +396,8 @@ async def test_a_mail_goes_through_tls_from_the_first_byte(
     assert server.heard == ["EHLO", "AUTH", "MAIL", "RCPT", "RCPT", "DATA"]
 
 
-def logging_in(port: int, tls: Tls = Tls.STARTTLS) -> EmailSettings:
+def logging_in(
+    port: int, tls: Tls = Tls.STARTTLS, *, host: str | None = None, **others: Any
+) -> EmailSettings:
     login = {"smtp_username": "me", "smtp_password": SecretStr("hush-hush")}
-    return email_settings("127.0.0.1", port, smtp_tls=tls, **login)
+    return email_settings(host or "127.0.0.1", port, smtp_tls=tls, **login, **others)

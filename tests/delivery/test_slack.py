@@ -42,7 +42,7 @@ async def test_a_message_arrives_with_its_ids(third_parties: ThirdParties) -> No
     verdict = await send(third_parties.slack_url, outbound_message("<b> & co"))
     assert verdict == Done("200", "ok")
     [received] = third_parties.received("slack")
-    assert html.unescape(received["text"]).startswith("New request: sales\n<b> & co\n")
+    assert html.unescape(received["text"]).startswith("New request: sales\n> <b> & co\n")
     assert received["request_id"] == outbound_message().request_id
     assert received["idempotency_key"] == outbound_message().idempotency_key
 

@@ -77,7 +77,7 @@ async def test_an_answer_410_disables_the_destination(
 ) -> None:
     third_parties.misbehave("webhook", "status", code=410, body="closed permanently")
     table = webhook_settings(third_parties.webhooks_url + "desk", allowed_networks=LOOPBACK)
-    assert await send(table) == Later("410", "closed permanently", disables=True)
+    assert await send(table) == Later("410", "closed permanently", disables=True, about_us=True)
 
 
 def test_after_an_answer_410_the_destination_is_suspended_and_requests_wait(
@@ -169,7 +169,7 @@ async def test_a_certificate_for_another_name_is_refused(
         verdict = await send(
             webhook_settings(f"https://other.test:{port}/in", allowed_networks=LOOPBACK)
         )
-    assert verdict == Later("tls_failed")
+    assert verdict == Later("tls_failed", about_us=True)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,7 @@ async def test_a_name_that_leads_into_our_own_network_is_not_called(
         "address_refused",
         f"{NAME} leads to {ip_address(answer[-1])}, which is not public, and not in the allowed "
         "networks",
+        about_us=True,
     )
     assert (names.asked, calls) == ([NAME], [])
     assert logged == ["ERROR webhook.misconfigured {'code': 'address_refused'}\n"]

@@ -45,6 +45,7 @@ from assistance.routing import (
 )
 from assistance.verdict import Done, Later, Never, Unknown
 from consumers.channels.excerpts import EXCERPT_MAX_CHARACTERS, cut_excerpt
+from consumers.channels.http import retry_after_seconds
 from outbox import envelope
 from outbox.errors import UndecodableBody
 
@@ -81,15 +82,41 @@ class TestRetryPolicy:
             assert scheduled * (1 - policy.jitter_ratio) <= wait * (1 + 1e-9)
             assert wait <= scheduled * (1 + policy.jitter_ratio) * (1 + 1e-9)
 
-    @given(policies, st.floats(allow_nan=False), seeds)
-    def test_what_a_third_party_asks_for_wins_up_to_the_cap(
-        self, policy: RetryPolicy, asked_seconds: float, seed: int
+    @given(policies, st.none() | st.floats(), st.integers(1, 12), seeds)
+    def test_a_third_party_can_only_lengthen_a_wait_and_up_to_the_cap(
+        self, policy: RetryPolicy, asked_seconds: float | None, attempts_made: int, seed: int
     ) -> None:
-        wait = policy.delay_seconds(1, asked_seconds, random.Random(seed))
-        if policy.attempts_limit == 1:
+        scheduled = policy.delay_seconds(attempts_made, None, random.Random(seed))
+        wait = policy.delay_seconds(attempts_made, asked_seconds, random.Random(seed))
+        uncounted = policy.uncounted_delay_seconds(asked_seconds, random.Random(seed))
+        plain = policy.uncounted_delay_seconds(None, random.Random(seed))
+        assert plain <= uncounted <= max(plain, policy.retry_after_cap_seconds)
+        if scheduled is None:
             assert wait is None
         else:
-            assert wait == min(max(asked_seconds, 0), policy.retry_after_cap_seconds)
+            assert wait is not None
+            assert scheduled <= wait <= max(scheduled, policy.retry_after_cap_seconds)
+            if asked_seconds is not None and asked_seconds <= policy.retry_after_cap_seconds:
+                assert wait == max(scheduled, asked_seconds)
+
+    @given(st.text(st.sampled_from("0123456789 -+.eE:,GMTMonNov")) | st.text(), seeds)
+    def test_no_retry_after_header_shortens_a_wait(self, header: str, seed: int) -> None:
+        asked_seconds = retry_after_seconds(header, NOW)
+        policy = RetryPolicy()
+        for attempts_made in range(1, policy.attempts_limit):
+            wait = policy.delay_seconds(attempts_made, asked_seconds, random.Random(seed))
+            assert wait is not None
+            shortest = policy.delays_seconds[attempts_made - 1] * (1 - policy.jitter_ratio)
+            assert shortest * (1 - 1e-9) <= wait <= policy.retry_after_cap_seconds * 1.2
+
+    def test_waits_that_do_not_count_grow_with_the_schedule_and_never_end(self) -> None:
+        policy = RetryPolicy(jitter_ratio=0)
+        waits = [
+            policy.uncounted_delay_seconds(None, random.Random(0), attempts_in_all=made)
+            for made in range(1, 20)
+        ]
+        assert waits[:7] == list(policy.delays_seconds)
+        assert set(waits[7:]) == {policy.delays_seconds[-1]}
 
     @given(policies, st.integers(0, 100), seeds)
     def test_used_up_attempts_stay_used_up(self, policy: RetryPolicy, more: int, seed: int) -> None:

@@ -49,7 +49,21 @@ def test_a_failed_probe_waits_longer_within_bounds_and_an_answered_one_closes(
         assert 0.8 * doubled <= reaction.wait_seconds <= doubled
     asked = reacted(Later("429", retry_after_seconds=asked_seconds), is_probe=False)
     if asked_seconds is not None:
-        assert asked == Open("429", min(asked_seconds, 3600.0))
+        own = reacted(Later("429"), is_probe=False, failures_count=3)
+        assert asked == Open("429", max(own.wait_seconds, min(asked_seconds, 3600.0)))
+
+
+@given(st.integers(0, 10), st.integers(0, 10), st.booleans())
+def test_one_answer_about_us_opens_the_breaker(
+    failures_count: int, openings: int, is_probe: bool
+) -> None:
+    reaction = reacted(
+        Later("535", about_us=True),
+        failures_count=failures_count,
+        openings=openings,
+        is_probe=is_probe,
+    )
+    assert isinstance(reaction, Open)
 
 
 def reacted(verdict: Verdict, *, is_probe: bool, failures_count: int = 1, openings: int = 0) -> Any:

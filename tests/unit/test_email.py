@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from consumers.channels import OutboundMessage
-from consumers.channels.email import Tls, compose, one_line, subject
+from consumers.channels.email import Tls, compose, subject
+from consumers.channels.text import one_line
 from tests.support.outbound import NOW, email_settings, outbound_message
 
 HEADERS = ["Subject", "From", "To", "Date", "Message-ID", "X-Request-ID"]
@@ -45,7 +46,11 @@ def test_a_repeat_is_the_same_mail_and_says_that_it_may_be_one() -> None:
 def test_no_description_can_add_a_header(end: str) -> None:
     mail = as_read(mail_message(f"hello{end}Bcc: everybody@example.org{end}{end}<b>body</b>"))
     assert [name for name in mail.keys() if name in {*HEADERS, "Bcc"}] == HEADERS  # noqa: SIM118
-    assert mail["Subject"].startswith("[pricing] hello Bcc: everybody@example.org")
+    assert (
+        mail["Subject"]
+        .replace("\ufffd", " ")
+        .startswith("[pricing] hello Bcc: everybody@example.org")
+    )
 
 
 @given(
@@ -65,7 +70,7 @@ def test_no_text_whatsoever_can_add_a_header(description: str, topic: str, reque
 @given(st.text(max_size=1000))
 def test_a_subject_is_one_line_and_not_too_long(text: str) -> None:
     line = subject("pricing", text)
-    assert line.isprintable()
+    assert len(line.splitlines()) <= 1
     assert len(line) <= 120
     assert one_line(line) == line
 
@@ -86,3 +91,24 @@ def test_a_password_never_goes_in_the_clear() -> None:
 def test_a_name_without_a_password_is_refused() -> None:
     with pytest.raises(ValidationError, match="go together"):
         email_settings("localhost", 25, smtp_tls=Tls.TLS, smtp_username="me")
+
+
+@given(st.text(max_size=300))
+def test_no_description_imitates_the_frame_around_it(description: str) -> None:
+    body = as_read(mail_message(description)).get_content().rstrip("\n")
+    *quotation, empty, topic, request, received = body.splitlines()
+    assert all(line.startswith("> ") for line in quotation)
+    assert (empty, topic) == ("", "Topic: pricing")
+    assert request.startswith("Request: 6b1f1a0e-")
+    assert received.startswith("Received: 2026-11-23")
+
+
+def test_the_mail_server_is_greeted_with_a_name_that_is_not_the_containers() -> None:
+    assert email_settings("localhost", 25).ehlo_name == "example.org"
+    assert email_settings("localhost", 25, smtp_ehlo_name="mx.example.com").ehlo_name == (
+        "mx.example.com"
+    )
+    assert email_settings("localhost", 25, smtp_ehlo_name="192.0.2.1").ehlo_name == "[192.0.2.1]"
+    assert email_settings("localhost", 25, smtp_ehlo_name="2001:db8::1").ehlo_name == (
+        "[IPv6:2001:db8::1]"
+    )

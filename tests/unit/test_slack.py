@@ -19,10 +19,11 @@ from tests.support.outbound import NOW, outbound_message
 SECRET = "services/T000/B000/hush"
 
 
-def ask(status: int, body: bytes | str, **headers: str) -> Verdict:
+def ask(status: int, body: bytes | str, *, by_webhook: bool = True, **headers: str) -> Verdict:
     raw = body.encode() if isinstance(body, str) else body
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return judge(read_answer(status, httpx.Headers(named), raw, secrets=[SECRET], now=NOW))
+    answer = read_answer(status, httpx.Headers(named), raw, secrets=[SECRET], now=NOW)
+    return judge(answer, by_webhook=by_webhook)
 
 
 @given(st.text(max_size=500))
@@ -79,8 +80,9 @@ def test_a_repeat_says_that_it_may_be_one() -> None:
         (200, '{"ok":false,"error":"msg_too_long"}', Never),
         (200, '{"ok":false,"error":"no_text"}', Never),
         (200, "<html>log in to the hotel's network</html>", Unknown),
-        (200, "", Unknown),
-        (204, "", Unknown),
+        (200, "", Done),
+        (204, "", Done),
+        (200, '{"success":true}', Done),
         (302, "", Later),
         (400, "invalid_payload", Never),
         (400, "", Never),
@@ -124,6 +126,8 @@ def test_a_webhook_that_is_no_good_is_named_in_the_log(status: int, body: str, c
         logger.remove(sink)
     assert verdict.code == code
     [line] = logged
+    assert isinstance(verdict, Later)
+    assert verdict.about_us
     assert line == f"slack.misconfigured {{'code': '{code}'}}\n"
 
 
@@ -149,6 +153,9 @@ def test_the_wait_that_slack_asks_for_is_kept() -> None:
         ("1.5", None),
         ("", None),
         ("0", 0.0),
+        ("00000000000000000007", 7.0),
+        ("99999999999", 1e9),
+        ("9" * 5000, 1e9),
         ("120", 120.0),
         ("Mon, 23 Nov 2026 11:00:00 GMT", 0.0),
         ("Mon, 99 Nov 2026 11:00:00 GMT", None),
@@ -162,7 +169,7 @@ def test_a_senseless_wait_counts_as_none(value: str | None, seconds: float | Non
 @given(st.integers(100, 999), st.binary(max_size=200), st.text(max_size=40))
 def test_no_answer_whatsoever_is_without_a_meaning(status: int, body: bytes, wait: str) -> None:
     answer = read_answer(status, {"Retry-After": wait}, body, secrets=[SECRET], now=NOW)
-    verdict = judge(answer)
+    verdict = judge(answer, by_webhook=True)
     assert isinstance(verdict, Done | Later | Never | Unknown)
 
 
@@ -211,7 +218,7 @@ def test_a_webhook_that_is_no_url_is_refused_without_repeating_it(url: str) -> N
             {"token": "xoxb-hush", "channel": "C012", "webhook_url": "https://x.example/hush"},
             "give one of them",
         ),
-        ({"token": "xoxb hush\n", "channel": "C012"}, "no token"),
+        ({"token": "xoxb hush\n", "channel": "C012"}, "must be a token"),
         ({"token": "xoxb-hush", "channel": "C012", "api_url": "http://x.example/"}, "https://"),
     ],
 )
@@ -219,3 +226,17 @@ def test_slack_is_reached_in_exactly_one_way(given: dict[str, Any], named: str) 
     with pytest.raises(ValidationError, match=named) as refused:
         SlackSettings(**given)
     assert "hush" not in str(refused.value)
+
+
+@given(st.text(max_size=300))
+def test_no_description_imitates_the_frame_around_it(description: str) -> None:
+    text = payload(outbound_message(description, topic="sales"))["text"]
+    first, *quotation, last = text.splitlines()
+    assert first == "New request: sales"
+    assert all(line.startswith("&gt; ") for line in quotation)
+    assert last == f"Request {outbound_message().request_id}"
+
+
+def test_an_empty_answer_of_the_api_is_unknown_because_its_text_decides() -> None:
+    assert isinstance(ask(200, "", by_webhook=False), Unknown)
+    assert isinstance(ask(200, "", by_webhook=True), Done)

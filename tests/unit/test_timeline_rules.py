@@ -9,7 +9,7 @@ import pytest
 from assistance.delivery import Delivery
 from assistance.request import Request, accept
 from assistance.routing import Destination
-from runtime.terminal import escape_unprintable
+from runtime.printable import escape_unprintable
 from service.timeline import Entry, timeline
 
 BORN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)

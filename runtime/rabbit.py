@@ -54,6 +54,11 @@ CLOSE_SECONDS = 1.0
 FRAME_HEAD = struct.Struct(">BHI")
 HEADER_HEAD = struct.Struct(">HHQ")
 
+#: How long a message may stay unacknowledged; stated, so that no broker's configuration decides it.
+#: From 4.3 on, the broker then cancels the consumer; older ones ignore this, and close the channel
+#: after a time of their own, 30 minutes by default.
+CONSUMER_TIMEOUT_SECONDS = 1800.0
+
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
 RESOURCE_LOCKED = 405
@@ -362,12 +367,21 @@ class AmqpChannel:
             )
 
         def cancelled(_frame: Any) -> None:
-            _resolve(self.closed, ChannelClosed(NOT_FOUND, f"queue {queue} is gone"))
+            reason = "was deleted, or a message was not acknowledged in time"
+            _resolve(
+                self.closed,
+                ChannelClosed(NOT_FOUND, f"consumer cancelled: queue {queue} {reason}"),
+            )
 
         self._raw.add_on_cancel_callback(cancelled)
         self._prefetch = prefetch
         await self._ask(self._raw.basic_qos, prefetch_count=prefetch)
-        answer = await self._ask(self._raw.basic_consume, queue=queue, on_message_callback=received)
+        answer = await self._ask(
+            self._raw.basic_consume,
+            queue=queue,
+            on_message_callback=received,
+            arguments={"x-consumer-timeout": int(CONSUMER_TIMEOUT_SECONDS * 1000)},
+        )
         tag: str = answer.method.consumer_tag
         return tag
 

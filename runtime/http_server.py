@@ -7,7 +7,8 @@ probe out. Here:
 
 - the head of a request must arrive within `head_seconds`; 408 otherwise;
 - when all `max_connections` are taken, a new connection replaces the one that has been waiting
-  longest for a request; only when all are busy is it answered 503;
+  longest for its client: for a request, or for an answer to be read. It is answered 503 only when
+  none is waiting;
 - an answer that leaves a part of the body unread has `Connection: close`, and little more is read;
 - a request with both Content-Length and Transfer-Encoding is refused (RFC 9112, section 6.3);
 - a client that does not read its answer is disconnected.
@@ -70,7 +71,8 @@ class LimitedProtocol(H11Protocol):
     """
     One connection.
 
-    waiting_since: when it began to wait for a request, by the loop's clock; None while it has one.
+    waiting_since: when it began to wait for its client, by the loop's clock; None while the
+    application has a call of it, and after it was replaced.
     """
 
     config: HttpConfig
@@ -85,7 +87,7 @@ class LimitedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._served_app = self.app
         self.app = self._serve
-        self.waiting_since: float | None = None
+        self._replaced = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -129,27 +131,37 @@ class LimitedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, "malformed_request", msg)
 
+    @property
+    def waiting_since(self) -> float | None:
+        if self._replaced:
+            return None
+        if self._write_timer is not None:
+            return self._write_timer.when() - WRITE_SECONDS
+        if self._head_timer is not None:
+            return self._head_timer.when() - self.config.head_seconds
+        return None
+
     def _replace_waiting(self) -> bool:
         """Close the connection that has waited longest; False if none is waiting."""
         waiting = [
-            (other.waiting_since, id(other), other)
+            (since, id(other), other)
             for other in self.connections
-            if isinstance(other, LimitedProtocol)
-            and other.waiting_since is not None
-            and not other.transport.is_closing()
+            if isinstance(other, LimitedProtocol) and (since := other.waiting_since) is not None
         ]
         if not waiting:
             return False
         _, _, longest = min(waiting)
-        longest.timeout_keep_alive_handler()
+        longest.give_way()
         return True
+
+    def give_way(self) -> None:
+        self._replaced = True
+        self.transport.abort()
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            self.waiting_since = None
             self._end_head_timer()
         elif self._head_timer is None:
-            self.waiting_since = self.loop.time()
             self._head_timer = self.loop.call_later(self.config.head_seconds, self._end_head)
 
     def _end_head_timer(self) -> None:

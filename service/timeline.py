@@ -82,7 +82,7 @@ def _merged(first: Entry, chains: Sequence[Sequence[Entry]], now: datetime) -> I
     """
     The order of time, in which an entry counts as no earlier than those before it in its chains.
 
-    Entries are told apart by identity: several chains may share one.
+    Entries are compared by identity: several chains may share one.
     """
     start = first.at or now
     counted = {id(first): start}

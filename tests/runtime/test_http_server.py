@@ -114,6 +114,47 @@ async def test_a_connection_that_waits_for_a_request_gives_way_to_a_new_one() ->
             assert await until_closed(replaced) == b""
 
 
+async def test_a_burst_of_connections_keeps_to_the_limit() -> None:
+    async with serving(echo_path, max_connections=4) as connect:
+        burst = await asyncio.gather(*(connect() for _ in range(40)))
+        open_ones = {asyncio.create_task(until_closed(streams)) for streams in burst}
+        while len(open_ones) > 4:
+            done, open_ones = await asyncio.wait(
+                open_ones, timeout=DEADLINE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            assert done, f"{len(open_ones)} connections stay open"
+            assert {task.result() for task in done} == {b""}
+        for task in open_ones:
+            task.cancel()
+
+
+async def test_a_client_that_does_not_read_gives_way_to_a_new_connection() -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/livez":
+            await echo_path(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b" " * 100_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(answer, max_connections=2) as connect:
+        for _ in range(2):
+            _, writer = await connect()
+            writer.write(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        async def probe_until_served() -> None:
+            # until both answers fill the buffers, both connections are busy
+            while True:
+                probe = await connect()
+                probe[1].write(GET)
+                with suppress(ConnectionError, asyncio.IncompleteReadError):
+                    if "200 ok" in await head_of(probe):
+                        return
+
+        await asyncio.wait_for(probe_until_served(), DEADLINE_SECONDS)
+
+
 async def test_calls_in_progress_are_kept_and_a_further_connection_is_answered_503() -> None:
     entered, leave = asyncio.Semaphore(0), asyncio.Event()
 

@@ -1,6 +1,5 @@
 """`python -m consumers run slack`, `... run dead-letters`, `... run reconciler`, `... topology`"""
 
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Annotated, Any
@@ -12,8 +11,8 @@ from assistance.routing import RoutingTable
 from consumers import topology as broker
 from consumers.admin import dead_letters_cli, destinations_cli, needs_decision_cli, redrive_cli
 from consumers.admin.backlog_cli import overdue, resend
+from consumers.admin.cli import with_database
 from consumers.channels import DeliveryChannel, UnknownChannel, find_channel, settings_table
-from consumers.database import open_database
 from consumers.delivery.worker import run_worker
 from consumers.maintenance.dead_letter_consumer import run_dead_letters
 from consumers.maintenance.reconciler import Reconciler, run_reconciler, why
@@ -26,9 +25,11 @@ from consumers.settings import (
     with_own,
 )
 from runtime.logs import set_up_logs
-from runtime.mongo import GivenUp, UnsuitableServer, retry_while_unavailable
+from runtime.mongo import GivenUp, UnsuitableServer
+from runtime.mongo import exit_code_of as exit_code_of_mongodb
 from runtime.process import run_process
-from runtime.rabbit import BrokerError, connect
+from runtime.rabbit import BrokerError, BrokerGone, connect
+from runtime.rabbit import exit_code_of as exit_code_of_rabbitmq
 from runtime.settings import (
     ProcessSettings,
     SettingsTable,
@@ -38,8 +39,9 @@ from runtime.settings import (
     variable_name,
 )
 from runtime.shutdown import DEFAULT_GRACE_SECONDS, Stop
+from runtime.terminal import AsJson, CommandLine, ShowVersion, fail, print_result
 
-commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+commands = CommandLine()
 dead_letters_cli.commands.command()(redrive_cli.redrive)
 dead_letters_cli.commands.add_typer(redrive_cli.redrives, name="redrives")
 commands.add_typer(dead_letters_cli.commands, name="dead-letters")
@@ -53,8 +55,9 @@ Life = Callable[[Stop], Coroutine[Any, Any, None]]
 
 
 @commands.callback()
-def consumers() -> None:
+def consumers(*, version: ShowVersion = False) -> None:
     """Deliver requests to third parties, and manage the deliveries."""
+    _ = version
 
 
 @commands.command()
@@ -65,12 +68,15 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="reconciler: print what one pass would do")
     ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="with --once or --dry-run: print JSON")
+    ] = False,
 ) -> None:
     """Run one consumer until SIGTERM or Ctrl-C."""
     if who == "reconciler":
-        run_one_reconciler(once=once, dry_run=dry_run)
-    elif once or dry_run:
-        raise typer.BadParameter("--once and --dry-run are for the reconciler only")
+        run_one_reconciler(once=once, dry_run=dry_run, json=json)
+    elif once or dry_run or json:
+        raise typer.BadParameter("--once, --dry-run and --json are for the reconciler only")
     elif who == "dead-letters":
         settings = load_settings(DeadLetterSettings, "dead-letters")
         live("dead-letters", settings, lambda stop: run_dead_letters(settings, stop))
@@ -79,7 +85,7 @@ def run(
 
 
 @commands.command()
-def topology() -> None:
+def topology(*, json: AsJson = False) -> None:
     """Declare and print every exchange, queue and binding of the consumers."""
     settings = load_settings(TopologySettings, "topology")
 
@@ -100,33 +106,49 @@ def topology() -> None:
         await connection.close()
 
     live("topology", settings, declare)
-    for destination in settings.destinations:
-        key, queue = hint_routing_key(destination), broker.deliveries_queue(destination)
-        sys.stdout.write(f"{settings.events_exchange} -- {key} --> {queue}\n")
-    sys.stdout.write(f"{broker.DEAD_LETTERS_EXCHANGE} --> {broker.DEAD_LETTERS_QUEUE}\n")
+    bindings = [
+        (settings.events_exchange, hint_routing_key(name), broker.deliveries_queue(name))
+        for name in settings.destinations
+    ]
+    print_result(
+        [
+            *(
+                {"exchange": exchange, "routing_key": key, "queue": queue}
+                for exchange, key, queue in bindings
+            ),
+            {"exchange": broker.DEAD_LETTERS_EXCHANGE, "queue": broker.DEAD_LETTERS_QUEUE},
+        ],
+        *(f"{exchange} -- {key} --> {queue}" for exchange, key, queue in bindings),
+        f"{broker.DEAD_LETTERS_EXCHANGE} --> {broker.DEAD_LETTERS_QUEUE}",
+        json=json,
+    )
 
 
-def run_one_reconciler(*, once: bool, dry_run: bool) -> None:
+def run_one_reconciler(*, once: bool, dry_run: bool, json: bool) -> None:
     settings = load_settings(ReconcilerSettings, "reconciler")
-
-    async def pass_once(stop: Stop) -> None:
-        async with open_database(settings, "reconciler", stop) as database:
-            reconciler = Reconciler(database, stop)
-            if dry_run:
-                for due in await retry_while_unavailable(
-                    reconciler.preview, stop, try_seconds=None
-                ):
-                    sys.stdout.write(
-                        f"{due.request_id} {due.destination} would {due.step} ({why(due)})\n"
-                    )
-            else:
-                count = await retry_while_unavailable(reconciler.run_once, stop, try_seconds=None)
-                sys.stdout.write(f"{count} repaired\n")
-
-    if once or dry_run:
-        live("reconciler", settings, pass_once)
-    else:
+    if not (once or dry_run):
         live("reconciler", settings, lambda stop: run_reconciler(settings, stop))
+    elif dry_run:
+        found = with_database(settings, lambda database, stop: Reconciler(database, stop).preview())
+        print_result(
+            [
+                {
+                    "request": due.request_id,
+                    "destination": due.destination,
+                    "step": due.step,
+                    "reason": why(due),
+                }
+                for due in found
+            ],
+            *(f"{due.request_id} {due.destination} would {due.step} ({why(due)})" for due in found),
+            *([] if found else ["nothing is due"]),
+            json=json,
+        )
+    else:
+        count = with_database(
+            settings, lambda database, stop: Reconciler(database, stop).run_once()
+        )
+        print_result({"repaired": count}, f"{count} repaired", json=json)
 
 
 def run_one_worker(destination: str) -> None:
@@ -161,8 +183,14 @@ def live(process: str, settings: ProcessSettings, life: Life) -> None:
 
     try:
         run_process(until_given_up, grace_seconds=grace_seconds)
-    except (UnsuitableServer, BrokerError) as refusal:
-        sys.exit(f"{process} does not start: {refusal}")
+    except UnsuitableServer as refusal:
+        fail(f"{process} does not start: {refusal}", exit_code_of_mongodb(refusal))
+    except BrokerGone as gone:
+        why_not = f"RabbitMQ is not reachable ({gone})"
+        remedy = "check that it is running and that RABBITMQ_URL is right"
+        fail(f"{process} does not start: {why_not}: {remedy}", exit_code_of_rabbitmq(gone))
+    except BrokerError as refusal:
+        fail(f"{process} does not start: {refusal}", exit_code_of_rabbitmq(refusal))
 
 
 class _Routes(SettingsTable, RoutingTable):

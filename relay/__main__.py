@@ -1,7 +1,6 @@
 """`python -m relay run`, `... position show | reset`, `... held list | release | discard`"""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Annotated, Any, TypeVar
@@ -14,20 +13,27 @@ from relay.operations import RequestKind
 from relay.process import run as run_relay
 from relay.settings import OutboxSettings, RelaySettings
 from runtime import clock
+from runtime.exit_codes import ExitCode
 from runtime.logs import set_up_logs
 from runtime.mongo import Database, UnsuitableServer
+from runtime.mongo import exit_code_of as exit_code_of_mongodb
 from runtime.operations import NothingToDo, Operator
 from runtime.process import run_process
 from runtime.rabbit import BrokerRefused
+from runtime.rabbit import exit_code_of as exit_code_of_rabbitmq
 from runtime.settings import load_settings
 from runtime.terminal import (
     AsJson,
+    CommandLine,
+    ShowVersion,
     Who,
     Why,
     checked_database,
+    fail,
     operator,
     print_if_cut,
     print_json,
+    print_result,
     print_table,
     printable,
     run_with_database,
@@ -38,7 +44,7 @@ Result = TypeVar("Result")
 #: How long a command waits for the leader to execute its request, which stays recorded.
 PATIENCE_SECONDS = 10.0
 
-commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+commands = CommandLine()
 position = typer.Typer(no_args_is_help=True, help="The relay's position in the outbox.")
 held = typer.Typer(
     no_args_is_help=True,
@@ -51,8 +57,9 @@ EventIds = Annotated[list[str], typer.Argument(help="event IDs, as shown by `hel
 
 
 @commands.callback()
-def relay() -> None:
+def relay(*, version: ShowVersion = False) -> None:
     """Publish the events of an outbox in MongoDB to RabbitMQ."""
+    _ = version
 
 
 @commands.command()
@@ -65,8 +72,10 @@ def run() -> None:
         run_process(
             lambda stop: run_relay(settings, stop), grace_seconds=settings.relay_drain_seconds
         )
-    except (UnsuitableServer, BrokerRefused) as refusal:
-        sys.exit(f"relay: {refusal}")
+    except UnsuitableServer as refusal:
+        fail(f"relay: {refusal}", exit_code_of_mongodb(refusal))
+    except BrokerRefused as refusal:
+        fail(f"relay: {refusal}", exit_code_of_rabbitmq(refusal))
 
 
 @position.command()
@@ -85,7 +94,7 @@ def show(*, json: AsJson = False) -> None:
 
 
 @position.command()
-def reset(why: Why, who: Who) -> None:
+def reset(*, why: Why, who: Who, json: AsJson = False) -> None:
     """Start a resync: all pending events are published, and only those. Always safe."""
     settings = load_settings(OutboxSettings, "relay")
     asking = operator(who=who, why=why)
@@ -93,7 +102,8 @@ def reset(why: Why, who: Who) -> None:
         settings,
         lambda database: operations.reset_position(database, settings.relay_group, asking),
     )
-    typer.echo(f"epoch {epoch} was taken; the leader starts a resync within 10 s")
+    said = f"epoch {epoch} was taken; the leader starts a resync within 10 s"
+    print_result({"epoch": epoch}, said, json=json)
 
 
 @held.command("list")
@@ -112,23 +122,24 @@ def list_held(*, limit: Annotated[int, typer.Option(min=1)] = 50, json: AsJson =
         ("event", "key", "state", "reason", "since", "next try"),
         ([document.get(name) for name in fields] for document in waiting),
         cell_limit=None,
+        if_empty="no event is held or parked",
     )
     print_if_cut(waiting, limit)
 
 
 @held.command()
-def release(event_ids: EventIds, why: Why, who: Who) -> None:
+def release(event_ids: EventIds, *, why: Why, who: Who, json: AsJson = False) -> None:
     """Have the leader retry held or parked events now."""
-    request(RequestKind.RELEASE, event_ids, operator(who=who, why=why))
+    request(RequestKind.RELEASE, event_ids, operator(who=who, why=why), json=json)
 
 
 @held.command()
-def discard(event_ids: EventIds, why: Why, who: Who) -> None:
+def discard(event_ids: EventIds, *, why: Why, who: Who, json: AsJson = False) -> None:
     """Give events up: they are never published; later events of their keys are."""
-    request(RequestKind.DISCARD, event_ids, operator(who=who, why=why))
+    request(RequestKind.DISCARD, event_ids, operator(who=who, why=why), json=json)
 
 
-def request(kind: RequestKind, event_ids: list[str], asking: Operator) -> None:
+def request(kind: RequestKind, event_ids: list[str], asking: Operator, *, json: bool) -> None:
     settings = load_settings(OutboxSettings, "relay")
 
     async def ask_and_wait(database: Database) -> dict[str, str | None]:
@@ -142,8 +153,15 @@ def request(kind: RequestKind, event_ids: list[str], asking: Operator) -> None:
                 return results
             await asyncio.sleep(0.2)
 
-    for event_id, result in with_database(settings, ask_and_wait).items():
-        typer.echo(f"{event_id}: {result or 'recorded; the next leader executes it'}")
+    results = with_database(settings, ask_and_wait)
+    recorded = "recorded; the next leader executes it"
+    print_result(
+        [{"event": event_id, "result": result} for event_id, result in results.items()],
+        *(f"{event_id}: {result or recorded}" for event_id, result in results.items()),
+        json=json,
+    )
+    if not all(results.values()):
+        raise typer.Exit(ExitCode.UNFINISHED)
 
 
 def with_database(

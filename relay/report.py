@@ -58,7 +58,7 @@ class Report:
         self._returned = counter("returned", "messages that reached no queue")
         self._nacked = counter("nacked", "messages that the broker refused")
         self._repeats = counter(
-            "repeats",
+            "possible_repeats",
             "events that an earlier term may have published, too: committed before this term "
             "and not marked; an upper bound",
         )

@@ -7,7 +7,8 @@ a coroutine where the other returns the result. Only this file calls them. `MONG
 selects PyMongo's API, so that the tests and benchmarks can run on both.
 
     DatabaseError (PyMongo's errors pass through unchanged)
-    ├── UnsuitableServer   no replica set, too old, or a missing right; says how to fix it
+    ├── UnsuitableServer   no replica set, or too old; says how to fix it
+    │   └── AccessRefused  it refuses the user, the password or a right
     └── CommitUnknown      the commit was sent and not answered: everything is written, or nothing
 """
 
@@ -43,6 +44,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from runtime import clock
+from runtime.exit_codes import ExitCode
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 
@@ -131,6 +133,10 @@ class DatabaseError(Exception):
 
 class UnsuitableServer(DatabaseError):
     """The server cannot do what is needed; the message says why and how to fix it."""
+
+
+class AccessRefused(UnsuitableServer):
+    """The server refuses the user, the password or a right."""
 
 
 class CommitUnknown(DatabaseError):
@@ -227,6 +233,7 @@ async def retry_while_unavailable(
     *,
     try_seconds: float | None = TRY_SECONDS,
     patience_seconds: float = inf,
+    waits_for_rights: bool = True,
 ) -> Result:
     """
     Run the idempotent `action`, and repeat it with growing delays while MongoDB is unavailable.
@@ -234,21 +241,29 @@ async def retry_while_unavailable(
     stop: once a stop is requested, no further try is made, and GivenUp is raised.
     try_seconds: the deadline of each try; None for an action that bounds its own steps.
     patience_seconds: no try begins later; then the last try's error is raised.
+    waits_for_rights: whether a refused user or right is waited for, too: a process logs once that
+        it waits, and goes on when the right is granted again; a command ends.
 
     Raises GivenUp, and whatever the action raised that repeating cannot cure.
     """
     delays = growing_delays()
     give_up_at = monotonic() + patience_seconds
+    refused = False
     while True:
         try:
             with pymongo.timeout(try_seconds):
                 return await action()
         except (PyMongoError, CommitUnknown) as error:
-            if not _may_recover(error) or monotonic() >= give_up_at:
+            waits = waits_for_rights if is_refusal(error) else _may_recover(error)
+            if not waits or monotonic() >= give_up_at:
                 raise
-            # the error's text would repeat the whole topology
-            code = getattr(error, "code", None)
-            logger.warning("mongodb.away", reason=type(error).__name__, code=code)
+            if not is_refusal(error):
+                # the error's text would repeat the whole topology
+                code = getattr(error, "code", None)
+                logger.warning("mongodb.away", reason=type(error).__name__, code=code)
+            elif not refused:
+                refused = True
+                logger.error("mongodb.access_refused", reason=explain_error(error))
         if stop is None:
             await asyncio.sleep(next(delays))
         else:
@@ -258,13 +273,13 @@ async def retry_while_unavailable(
 
 
 def _may_recover(error: PyMongoError | CommitUnknown) -> bool:
-    if isinstance(error, CommitUnknown) or is_transient(error):
-        return True
-    # rights that were revoked are granted again once an operator has seen the log
-    return isinstance(error, OperationFailure) and error.code in {
-        UNAUTHORIZED,
-        AUTHENTICATION_FAILED,
-    }
+    return isinstance(error, CommitUnknown) or is_transient(error)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server refuses the user, the password or a right."""
+    codes = {UNAUTHORIZED, AUTHENTICATION_FAILED}
+    return isinstance(error, OperationFailure) and error.code in codes
 
 
 async def ping(client: Client) -> bool:
@@ -301,11 +316,11 @@ async def check_server(client: Client) -> None:
 def with_remedy(error: OperationFailure) -> PyMongoError | UnsuitableServer:
     """The same error, or one that says how to fix it where credentials or rights are missing."""
     if error.code == AUTHENTICATION_FAILED:
-        return UnsuitableServer("MongoDB refuses the user or password in MONGODB_URL: correct them")
+        return AccessRefused("MongoDB refuses the user or password in MONGODB_URL: correct them")
     if error.code == UNAUTHORIZED:
         refusal = (error.details or {}).get("errmsg", "not authorized")
         needed = COMMAND_DUMP.sub(r" \1", refusal)
-        return UnsuitableServer(
+        return AccessRefused(
             f"MongoDB refuses a right that is needed ({needed}): "
             "run `python -m installation mongodb`, which grants the role of this process"
         )
@@ -326,6 +341,19 @@ def explain_error(error: PyMongoError | DatabaseError) -> str:
         which = f"MongoDB at {asked}" if asked else "MongoDB"
         return f"{which} is not reachable ({said}): {REMEDY}"
     return f"MongoDB: {said}"
+
+
+def exit_code_of(error: PyMongoError | DatabaseError) -> ExitCode:
+    """How a process ends that this error ends."""
+    if isinstance(error, CommitUnknown):
+        return ExitCode.UNFINISHED
+    if isinstance(error, OperationFailure):
+        error = with_remedy(error)
+    if isinstance(error, AccessRefused):
+        return ExitCode.PERMISSION
+    if isinstance(error, UnsuitableServer):
+        return ExitCode.CONFIGURATION
+    return ExitCode.UNAVAILABLE if is_transient(error) else ExitCode.INTERNAL_ERROR
 
 
 async def ensure_collection(

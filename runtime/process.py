@@ -13,11 +13,8 @@ from typing import Any
 
 from loguru import logger
 
+from runtime.exit_codes import ExitCode
 from runtime.shutdown import Stop
-
-#: sysexits.h, EX_OSERR: the system gives no more file descriptors, threads or memory. A restart
-#: frees what was leaked; if it comes back, raise the limit.
-EXIT_EXHAUSTED = 71
 
 #: How often the process tries whether it would still be given what it may need.
 PROBE_SECONDS = 1.0
@@ -37,7 +34,7 @@ def run_process(life: Callable[[Stop], Coroutine[Any, Any, None]], *, grace_seco
 
     grace_seconds: how long a stop may take; see `Stop.on_signals`.
 
-    Exits with EXIT_EXHAUSTED when there are no file descriptors, threads or memory to be had.
+    Exits with ExitCode.EXHAUSTED when there are no file descriptors, threads or memory to be had.
     """
     exhaustion = Exhaustion()
 
@@ -59,7 +56,7 @@ def run_process(life: Callable[[Stop], Coroutine[Any, Any, None]], *, grace_seco
             raise
         exhaustion.give_up(reason)
     if exhaustion.is_final:
-        sys.exit(EXIT_EXHAUSTED)
+        sys.exit(ExitCode.EXHAUSTED)
 
 
 class Exhaustion:
@@ -89,7 +86,7 @@ class Exhaustion:
 
     def give_up(self, reason: str) -> None:
         if not self.is_final:
-            logger.error("process.gives_up", reason=reason, exit_code=EXIT_EXHAUSTED)
+            logger.error("process.gives_up", reason=reason, exit_code=ExitCode.EXHAUSTED)
         self.is_final = True
 
 

@@ -35,6 +35,7 @@ from pika.exceptions import (
 
 from runtime.content_frames import encode_message
 from runtime.content_headers import read_properties
+from runtime.exit_codes import ExitCode
 from runtime.settings import split_amqp_urls
 
 #: RabbitMQ 3.10 never answers a `basic.consume` sent within half a second of its start, while a
@@ -103,6 +104,16 @@ class ChannelClosed(BrokerError):
 
 class ResourceLocked(ChannelClosed):
     """Another connection holds this exclusive queue."""
+
+
+def exit_code_of(error: BrokerError) -> ExitCode:
+    """How a process ends that this error ends."""
+    if isinstance(error, BrokerGone):
+        return ExitCode.UNAVAILABLE
+    closed = error if isinstance(error, ChannelClosed) else error.__cause__
+    if isinstance(closed, ChannelClosed):
+        return ExitCode.PERMISSION if closed.code == ACCESS_REFUSED else ExitCode.CONFIGURATION
+    return ExitCode.PERMISSION if isinstance(error, BrokerRefused) else ExitCode.INTERNAL_ERROR
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,7 @@ from pydantic_settings import (
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-#: EX_CONFIG of sysexits.h: the configuration is wrong.
-EXIT_CONFIGURATION = 78
+from runtime.exit_codes import ExitCode
 
 #: Options of a MongoDB URL, in lower case, that leave the server's certificate or name unchecked.
 INSECURE_TLS = frozenset({"tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"})
@@ -360,6 +359,16 @@ def read_settings(table: type[Settings]) -> Settings | list[str]:
     return problems or settings
 
 
+def given_settings(table: type[SettingsTable]) -> list[str]:
+    """The fields of the table for which a variable, or a file, is given."""
+    variables = _variables(EnvSettingsSource(table), DotEnvSettingsSource(table))
+    return [
+        field
+        for field in table.model_fields
+        if {(name := variable_name(table, field).lower()), f"{name}_file"} & variables.keys()
+    ]
+
+
 def _problems_with_files(table: type[SettingsTable]) -> list[str]:
     variables = _variables(EnvSettingsSource(table), DotEnvSettingsSource(table))
     return NamedFiles(table, variables).problems
@@ -369,7 +378,7 @@ def refuse_settings(process: str, problems: Sequence[str]) -> NoReturn:
     count = "1 setting is" if len(problems) == 1 else f"{len(problems)} settings are"
     sys.stderr.write(f"{process} does not start: {count} wrong\n")
     sys.stderr.writelines(f"  {problem}\n" for problem in problems)
-    raise SystemExit(EXIT_CONFIGURATION)
+    raise SystemExit(ExitCode.CONFIGURATION)
 
 
 def _problem(table: type[SettingsTable], detail: Any) -> str:

@@ -13,12 +13,7 @@ from contextlib import suppress
 
 from loguru import logger
 
-#: What a shell reports for a process that died of SIGINT; the operator asked twice.
-EXIT_FORCED = 130
-
-#: sysexits.h, EX_TEMPFAIL: the grace time is over and something still hangs. Nothing is lost: what
-#: was not finished is done again after the next start.
-EXIT_GRACE_OVER = 75
+from runtime.exit_codes import ExitCode
 
 #: For a process whose settings name no grace time.
 DEFAULT_GRACE_SECONDS = 10.0
@@ -69,7 +64,7 @@ class Stop:
 
         def signalled(*_: object) -> None:
             if self._requested.is_set():
-                os._exit(EXIT_FORCED)
+                os._exit(ExitCode.INTERRUPTED)
             # at once, for the thread below: a loop that hangs never comes to it
             self._requested.set()
             loop.call_soon_threadsafe(self.request)
@@ -94,8 +89,8 @@ class Stop:
             logging = threading.Thread(target=_log_forced, args=[seconds], daemon=True)
             logging.start()
             logging.join(LAST_WORDS_SECONDS)
-        os._exit(EXIT_GRACE_OVER)
+        os._exit(ExitCode.UNFINISHED)
 
 
 def _log_forced(seconds: float) -> None:
-    logger.error("stop.forced", after_seconds=seconds, exit_code=EXIT_GRACE_OVER)
+    logger.error("stop.forced", after_seconds=seconds, exit_code=ExitCode.UNFINISHED)

@@ -1,6 +1,5 @@
 """`python -m service`: run the API, show one request's history, audit all of them."""
 
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -9,14 +8,18 @@ from loguru import logger
 from rich.console import Console
 
 from assistance.waiting import OVERDUE_AFTER_SECONDS
+from runtime.exit_codes import ExitCode
 from runtime.logs import set_up_logs
-from runtime.mongo import Database, UnsuitableServer
+from runtime.mongo import Database, UnsuitableServer, exit_code_of
 from runtime.printable import escape_unprintable
 from runtime.process import run_process
 from runtime.settings import MongoSettings, load_settings
 from runtime.terminal import (
     AsJson,
+    CommandLine,
+    ShowVersion,
     checked_database,
+    fail,
     print_json,
     run_with_database,
 )
@@ -28,12 +31,13 @@ from service.timeline import find_history
 
 Result = TypeVar("Result")
 
-commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+commands = CommandLine()
 
 
 @commands.callback()
-def service() -> None:
+def service(*, version: ShowVersion = False) -> None:
     """Accept assistance requests by a REST API, and show what happened to them."""
+    _ = version
 
 
 @commands.command()
@@ -49,7 +53,7 @@ def run() -> None:
         )
     except UnsuitableServer as refusal:
         logger.error(str(refusal))
-        raise typer.Exit(1) from None
+        raise typer.Exit(exit_code_of(refusal)) from None
 
 
 @commands.command()
@@ -60,7 +64,7 @@ def show(
     """Show what happened to one request, and what happens next."""
     history = _with_database(lambda database: find_history(database, request_id))
     if history is None:
-        sys.exit(f"no request has the id {escape_unprintable(request_id)}")
+        fail(f"no request has the id {escape_unprintable(request_id)}", ExitCode.NOTHING_DONE)
     if json:
         print_json(as_document(history))
     else:
@@ -84,7 +88,7 @@ def audit(
     else:
         typer.echo("\n".join(books_as_lines(books)))
     if not books.balanced:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FOUND)
 
 
 def _with_database(work: Callable[[Database], Awaitable[Result]]) -> Result:

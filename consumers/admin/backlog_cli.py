@@ -14,10 +14,20 @@ from consumers.database import server_time
 from consumers.delivery.destinations import Destinations
 from consumers.maintenance import overdue as overdue_requests
 from consumers.settings import OverdueSettings, RedriveSettings
+from runtime.exit_codes import ExitCode
 from runtime.mongo import Database
 from runtime.settings import load_settings
 from runtime.shutdown import Stop
-from runtime.terminal import AsJson, Who, Why, operator, print_if_cut, print_json, print_table
+from runtime.terminal import (
+    AsJson,
+    Who,
+    Why,
+    operator,
+    print_if_cut,
+    print_json,
+    print_result,
+    print_table,
+)
 
 
 def resend(
@@ -28,6 +38,7 @@ def resend(
         list[str] | None, typer.Option(help="only this destination; may be repeated")
     ] = None,
     rate: Annotated[float, typer.Option(min=0.1, max=1000, help="hints per second")] = 100.0,
+    json: AsJson = False,
 ) -> None:
     """Send a new hint for every open delivery, after the broker lost messages."""
     settings = load_settings(RedriveSettings, "resend")
@@ -42,13 +53,14 @@ def resend(
         return await resend_all(database, options, asking, stop), stop.requested
 
     answers, stopped = with_database(settings, work)
-    for answer, count in sorted(answers.items()):
-        typer.echo(f"{answer}: {count}")
-    if not answers:
-        typer.echo("nothing is open")
+    lines = [f"{answer}: {count}" for answer, count in sorted(answers.items())]
     if stopped:
-        typer.echo("stopped early: run the command again for the rest")
-        raise typer.Exit(1)
+        lines.append("stopped early: run the command again for the rest")
+    print_result(
+        {"results": answers, "stopped_early": stopped}, *(lines or ["nothing is open"]), json=json
+    )
+    if stopped:
+        raise typer.Exit(ExitCode.UNFINISHED)
 
 
 def overdue(
@@ -89,13 +101,15 @@ def overdue(
         print_json(
             {"overdue": {name: asdict(one) for name, one in found.items()}, "oldest": oldest}
         )
-    elif not found:
-        typer.echo(f"nothing is older than {settings.target_seconds:g} s")
     else:
-        print_table(list(oldest[0]), (list(row.values()) for row in oldest))
+        print_table(
+            list(oldest[0]) if oldest else (),
+            (list(row.values()) for row in oldest),
+            if_empty=f"nothing is older than {settings.target_seconds:g} s",
+        )
         print_if_cut({row["request"] for row in oldest}, limit)
         for name, one in found.items():
             at_least = "at least " if one.count >= overdue_requests.COUNTED_LIMIT else ""
             age = f"the oldest by {one.oldest_age_seconds:.0f} s"
             typer.echo(f"{name}: {at_least}{one.count} overdue, {age}")
-    raise typer.Exit(1 if found else 0)
+    raise typer.Exit(ExitCode.FOUND if found else ExitCode.OK)

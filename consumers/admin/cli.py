@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from consumers.database import open_database
+from runtime.exit_codes import ExitCode
 from runtime.logs import set_up_logs
 from runtime.mongo import TRY_SECONDS, Database, GivenUp
 from runtime.settings import MongoSettings
@@ -30,6 +31,8 @@ def with_database(
             ) as database:
                 yield database
         except GivenUp:
-            raise CommandFailed("stopped while MongoDB was unavailable") from None
+            raise CommandFailed(
+                "stopped while MongoDB was unavailable", ExitCode.UNFINISHED
+            ) from None
 
     return run_with_database(opened, lambda database: work(database, stop))

@@ -27,9 +27,11 @@ from runtime.terminal import (
     AsJson,
     Who,
     Why,
+    confirm,
     operator,
     print_if_cut,
     print_json,
+    print_result,
     print_table,
     printable,
 )
@@ -61,7 +63,9 @@ def list_letters(
     settings = load_settings(MongoSettings, "dead-letters")
     if chosen == Selection(decided=decided):
         _print_groups(
-            with_database(settings, lambda database, _: dead_letters.groups(database, chosen)), json
+            with_database(settings, lambda database, _: dead_letters.groups(database, chosen)),
+            decided=decided,
+            json=json,
         )
         return
     found = with_database(
@@ -74,17 +78,21 @@ def list_letters(
     print_table(
         ("letter", "reason", "code", "answer", "times", "last seen", "decision"),
         ([letter.get(name) for name in fields] for letter in found),
+        if_empty="no dead letter matches",
     )
     print_if_cut(found, limit)
 
 
-def _print_groups(found: Sequence[dead_letters.GroupOfLetters], json: bool) -> None:
+def _print_groups(
+    found: Sequence[dead_letters.GroupOfLetters], *, decided: bool, json: bool
+) -> None:
     if json:
         print_json([{**_as_dict(one), "group": str(one.group)} for one in found])
         return
     print_table(
         ("group", "count", "first seen", "last seen", "newest letter"),
         ([one.group, one.count, one.first_seen_at, one.last_seen_at, one.sample] for one in found),
+        if_empty="there are no dead letters" if decided else "no dead letter is undecided",
     )
 
 
@@ -132,6 +140,7 @@ def discard(
     since: Since = None,
     until: Until = None,
     yes: Yes = False,
+    json: AsJson = False,
 ) -> None:
     """Discard letters: they are kept with your reason, and their requests stay failed."""
     chosen = not_all(selection(ids, group, destination, code, reason, since, until))
@@ -139,10 +148,13 @@ def discard(
     settings = load_settings(MongoSettings, "dead-letters")
     if not yes:
         found = with_database(settings, lambda database, _: dead_letters.letters(database, chosen))
-        typer.confirm(f"discard {counted(len(found), 'letter')}?", abort=True)
+        confirm(f"discard {counted(len(found), 'letter')}?")
     operation_id, results = with_database(
         settings, lambda database, _: dead_letters.discard(database, chosen, asking)
     )
-    for result, count in Counter(results.values()).items():
-        typer.echo(f"{result}: {count}")
-    typer.echo(f"recorded as operation {operation_id}")
+    print_result(
+        {"operation": operation_id, "results": results},
+        *(f"{result}: {count}" for result, count in Counter(results.values()).items()),
+        f"recorded as operation {operation_id}",
+        json=json,
+    )

@@ -1,30 +1,40 @@
 """`python -m consumers destinations list | suspend | resume`, and `... routes`."""
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
 
 from assistance.breaker import BreakerState, DestinationState, breaker_state, describe
-from assistance.routing import Routing, RoutingTable
+from assistance.routing import Destination as RoutedDestination
+from assistance.routing import RoutingTable
 from consumers.admin.cli import with_database
 from consumers.channels import UnknownChannel, find_channel, settings_table
 from consumers.delivery.destinations import Destinations, Seen
 from consumers.settings import CallSettings, destination_table, with_own
+from runtime.exit_codes import ExitCode
 from runtime.mongo import Database
 from runtime.operations import NothingToDo, Operator
 from runtime.settings import (
-    EXIT_CONFIGURATION,
     MongoSettings,
     SettingsTable,
+    given_settings,
     load_settings,
     read_settings,
     variable_name,
 )
 from runtime.shutdown import Stop
-from runtime.terminal import AsJson, Who, Why, operator, print_json, print_table
+from runtime.terminal import (
+    AsJson,
+    Who,
+    Why,
+    operator,
+    print_json,
+    print_result,
+    print_table,
+)
 
 commands = typer.Typer(
     no_args_is_help=True, help="Show which destinations accept calls; suspend and resume them."
@@ -67,11 +77,15 @@ def list_destinations(*, json: AsJson = False) -> None:
     if json:
         print_json(rows)
     else:
-        print_table([*rows[0]], [list(row.values()) for row in rows])
+        print_table(
+            [*rows[0]] if rows else (),
+            [list(row.values()) for row in rows],
+            if_empty="there are no destinations",
+        )
 
 
 @commands.command()
-def suspend(name: Name, why: Why, who: Who) -> None:
+def suspend(name: Name, *, why: Why, who: Who, json: AsJson = False) -> None:
     """Stop calling a destination: its workers stop consuming its queue within two seconds."""
     settings = load_settings(DestinationsTable, "destinations")
     asking = operator(who=who, why=why)
@@ -83,11 +97,12 @@ def suspend(name: Name, why: Why, who: Who) -> None:
             raise NothingToDo(f"{name} is already suspended; nothing was changed")
 
     with_database(settings, write)
-    typer.echo(f"{name} is suspended: calls under way finish, all other messages wait in its queue")
+    said = f"{name} is suspended: calls under way finish, all other messages wait in its queue"
+    print_result({"destination": name, "state": "suspended"}, said, json=json)
 
 
 @commands.command()
-def resume(name: Name, why: Why, who: Who) -> None:
+def resume(name: Name, *, why: Why, who: Who, json: AsJson = False) -> None:
     """End a suspension, and close an open breaker without waiting for a probe."""
     settings = load_settings(DestinationsTable, "destinations")
     asking: Operator = operator(who=who, why=why)
@@ -101,7 +116,8 @@ def resume(name: Name, why: Why, who: Who) -> None:
         raise NothingToDo(f"{name} is neither suspended nor open; nothing was changed")
 
     with_database(settings, write)
-    typer.echo(f"{name} accepts calls again within two seconds")
+    said = f"{name} accepts calls again within two seconds"
+    print_result({"destination": name, "state": "closed"}, said, json=json)
 
 
 def _unknown(name: str, settings: DestinationsTable) -> typer.BadParameter:
@@ -109,48 +125,95 @@ def _unknown(name: str, settings: DestinationsTable) -> typer.BadParameter:
     return typer.BadParameter(f"there is no destination {name!r}; known: {known}")
 
 
-def routes() -> None:
-    """Show where topics go and how each destination is configured, secrets masked; check it."""
+def routes(*, json: AsJson = False) -> None:
+    """
+    Show where topics go and how each destination is configured, secrets masked; check it.
+
+    A destination without any setting of its channel belongs to another worker, and is no problem.
+    """
     table = load_settings(RoutesTable, "routes")
-    print_table(
-        ("topic", "destination", "channel"),
-        [
-            (topic, destination.name, destination.channel)
-            for topic in table.routing.topics
-            for destination in table.routing.destinations_of(topic)
-        ],
-    )
-    problems: list[str] = []
-    rows: list[tuple[str, str, Any]] = []
-    for name in table.routing.destinations:
-        for setting, value in _configured(name, table, table.routing, problems).items():
-            rows.append((name, setting, value))
-    print_table(("destination", "setting", "value"), rows)
+    found = [
+        _configured(name, table, destination)
+        for name, destination in table.routing.destinations.items()
+    ]
+    if not any(one.is_here for one in found):
+        # none is here, so none belongs to another worker: show what all of them lack
+        problems = [problem for one in found for problem in (*one.problems, *one.missing)]
+    else:
+        problems = [problem for one in found for problem in one.problems]
+    topics = [
+        (topic, destination.name, destination.channel)
+        for topic in table.routing.topics
+        for destination in table.routing.destinations_of(topic)
+    ]
+    if json:
+        print_json(
+            {
+                "topics": [
+                    dict(zip(("topic", "destination", "channel"), row, strict=True))
+                    for row in topics
+                ],
+                "destinations": {one.name: one.settings for one in found},
+                "problems": problems,
+            }
+        )
+    else:
+        print_table(("topic", "destination", "channel"), topics, if_empty="there are no topics")
+        print_table(
+            ("destination", "setting", "value"),
+            [
+                (one.name, setting, value)
+                for one in found
+                for setting, value in one.settings.items()
+            ],
+            if_empty="no destination is configured",
+        )
+        for problem in problems:
+            typer.echo(problem, err=True)
     if problems:
-        sys.stderr.writelines(f"{problem}\n" for problem in problems)
-        raise SystemExit(EXIT_CONFIGURATION)
+        raise typer.Exit(ExitCode.CONFIGURATION)
 
 
-def _configured(
-    name: str, table: RoutesTable, routing: Routing, problems: list[str]
-) -> dict[str, Any]:
-    """What is in force for one destination; adds to the problems what keeps it from working."""
+@dataclass(frozen=True, slots=True)
+class _Configured:
+    """
+    What is in force for one destination, and what keeps it from working.
+
+    missing: the lines on its channel's settings when none of them is given here.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    problems: Sequence[str] = ()
+    missing: Sequence[str] = ()
+
+    @property
+    def is_here(self) -> bool:
+        return not self.missing
+
+
+def _configured(name: str, table: RoutesTable, destination: RoutedDestination) -> _Configured:
     own = read_settings(destination_table(name))
     try:
-        channel = find_channel(routing.destinations[name].channel)
+        channel = find_channel(destination.channel)
     except UnknownChannel as unknown:
-        problems.append(f"DESTINATIONS.{name}: {unknown}")
-        return {}
-    channel_settings = read_settings(settings_table(channel, name))
-    for read in (own, channel_settings):
-        problems += read if isinstance(read, list) else []
+        return _Configured(name, {}, [f"DESTINATIONS.{name}: {unknown}"])
+    channel_table = settings_table(channel, name)
+    channel_settings = read_settings(channel_table)
+    problems = own if isinstance(own, list) else []
+    missing: list[str] = []
+    if isinstance(channel_settings, list):
+        if given_settings(channel_table):
+            problems = [*problems, *channel_settings]
+        else:
+            missing = channel_settings
     if isinstance(own, list):
-        return {}
+        return _Configured(name, {}, problems, missing)
     calls = with_own(table, own)
     rate = own.rate_per_second
     if rate is None:
         rate = getattr(channel, "RATE_PER_SECOND", 0)
-    return {
+    shown = {
         "rate per second": rate or "no limit",
         "concurrency": calls.concurrency,
         "call timeout": f"{calls.call_timeout_seconds:g} s",
@@ -158,7 +221,9 @@ def _configured(
         or "one attempt",
         "on unknown": own.on_unknown.value,
         **({} if isinstance(channel_settings, list) else _masked(channel_settings)),
+        **({"channel's settings": "not given here"} if missing else {}),
     }
+    return _Configured(name, shown, problems, missing)
 
 
 def _masked(settings: SettingsTable) -> Mapping[str, Any]:

@@ -9,7 +9,16 @@ from consumers.admin.needs_decision import NeedsDecision
 from runtime.mongo import Database
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
-from runtime.terminal import AsJson, Who, Why, operator, print_if_cut, print_json, print_table
+from runtime.terminal import (
+    AsJson,
+    Who,
+    Why,
+    operator,
+    print_if_cut,
+    print_json,
+    print_result,
+    print_table,
+)
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -45,15 +54,19 @@ def list_undecided(
     rows = with_database(settings, read)
     if json:
         print_json(rows)
-    elif rows:
-        print_table([*rows[0]], [list(row.values()) for row in rows])
-        print_if_cut({row["request"] for row in rows}, limit)
     else:
-        typer.echo("nothing needs a decision")
+        print_table(
+            [*rows[0]] if rows else (),
+            [list(row.values()) for row in rows],
+            if_empty="nothing needs a decision",
+        )
+        print_if_cut({row["request"] for row in rows}, limit)
 
 
 @commands.command()
-def sent(request_id: RequestId, destination: Destination, why: Why, who: Who) -> None:
+def sent(
+    request_id: RequestId, destination: Destination, *, why: Why, who: Who, json: AsJson = False
+) -> None:
     """Close a delivery as succeeded: the third party has the message."""
     asking = operator(who=who, why=why)
 
@@ -61,11 +74,17 @@ def sent(request_id: RequestId, destination: Destination, why: Why, who: Who) ->
         await NeedsDecision(database).sent(request_id, destination, asking)
 
     with_database(load_settings(MongoSettings, "needs-decision"), write)
-    typer.echo(f"{request_id} to {destination} is closed as succeeded")
+    print_result(
+        {"request": request_id, "destination": destination, "state": "succeeded"},
+        f"{request_id} to {destination} is closed as succeeded",
+        json=json,
+    )
 
 
 @commands.command()
-def retry(request_id: RequestId, destination: Destination, why: Why, who: Who) -> None:
+def retry(
+    request_id: RequestId, destination: Destination, *, why: Why, who: Who, json: AsJson = False
+) -> None:
     """Send the message again, with the same idempotency key."""
     asking = operator(who=who, why=why)
 
@@ -73,4 +92,8 @@ def retry(request_id: RequestId, destination: Destination, why: Why, who: Who) -
         await NeedsDecision(database).retry(request_id, destination, asking)
 
     with_database(load_settings(MongoSettings, "needs-decision"), write)
-    typer.echo(f"{request_id} to {destination} is due again; its worker gets a new hint")
+    print_result(
+        {"request": request_id, "destination": destination, "state": "waiting"},
+        f"{request_id} to {destination} is due again; its worker gets a new hint",
+        json=json,
+    )

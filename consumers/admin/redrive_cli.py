@@ -1,9 +1,10 @@
 """`python -m consumers dead-letters redrive`, `... redrives list | show | pause | ...`"""
 
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +36,7 @@ from consumers.admin.selection_cli import (
 )
 from consumers.delivery.destinations import Destinations
 from consumers.settings import RedriveSettings
+from runtime.exit_codes import ExitCode
 from runtime.mongo import Database
 from runtime.settings import MongoSettings, load_settings
 from runtime.shutdown import Stop
@@ -42,9 +44,12 @@ from runtime.terminal import (
     AsJson,
     Who,
     Why,
+    confirm,
+    fail,
     operator,
     print_if_cut,
     print_json,
+    print_result,
     print_table,
     printable,
 )
@@ -79,12 +84,14 @@ def redrive(
     ] = 120.0,
     preview: Annotated[bool, typer.Option("--preview", help="print what would be sent")] = False,
     yes: Yes = False,
+    json: AsJson = False,
 ) -> None:
     """
     Send failed deliveries again: one first and, once it succeeded, the rest at a rate.
 
-    It pauses itself when deliveries fail again, and on Ctrl-C. Exit code 1 unless it is done.
+    It pauses itself when deliveries fail again (exit code 1), and on Ctrl-C (75).
     """
+    say = _say(json)
     chosen = not_all(selection(ids, group, destination, code, reason, since, until))
     asking = operator(who=who, why=why)
     settings = load_settings(RedriveSettings, "redrive")
@@ -92,20 +99,25 @@ def redrive(
         settings,
         lambda database, _: redrive_job.plan(database, chosen, _destinations(database, settings)),
     )
-    sendable = _preview(planned)
+    plan = _preview(planned, say)
+    sendable = sum(plan["send"].values())
     if preview or not sendable:
+        if not sendable:
+            say("nothing to send")
+        if json:
+            print_json({"plan": plan, "redrive": None})
         return
     if not yes:
-        typer.confirm(f"send {counted(sendable, 'letter')}?", abort=True)
+        confirm(f"send {counted(sendable, 'letter')}?")
     options = RedriveOptions(rate, stop_share, patience_seconds)
 
-    async def run(database: Database, stop: Stop) -> str:
+    async def run(database: Database, stop: Stop) -> _Ended:
         lease = await redrive_job.start(database, planned, chosen, asking, rate_per_second=rate)
-        typer.echo(f"redrive {lease.redrive_id}")
+        say(f"redrive {lease.redrive_id}")
         known = _destinations(database, settings)
-        return await _run(context, database, lease, known, options, stop)
+        return await _run(context, database, lease, known, options, stop, say)
 
-    _end(settings, run)
+    _end(settings, run, plan=plan, json=json)
 
 
 @redrives.command("list")
@@ -120,6 +132,7 @@ def list_redrives(*, limit: Annotated[int, typer.Option(min=1)] = 20, json: AsJs
     print_table(
         ("redrive", "started", "who", "why", "state", "reason", "result"),
         ([*(dict(one)[name] for name in fields), _as_text(one["result"] or {})] for one in found),
+        if_empty="there are no redrives",
     )
     print_if_cut(found, limit)
 
@@ -154,26 +167,30 @@ def show_redrive(
         typer.echo(f"{name:16} {printable(dict(found)[name])}")
     typer.echo(f"{'counts':16} {_as_text(counts)}")
     fields = ("letter", "state", "why", "code")
-    print_table(fields, ([item.get(name) for name in fields] for item in items))
+    print_table(
+        fields,
+        ([item.get(name) for name in fields] for item in items),
+        if_empty=f"no letter is in the state {state.value}" if state else "it has no letters",
+    )
     print_if_cut(items, limit)
 
 
 @redrives.command()
-def pause(redrive_id: RedriveId, *, why: Why, who: Who) -> None:
+def pause(redrive_id: RedriveId, *, why: Why, who: Who, json: AsJson = False) -> None:
     """Pause a redrive: it sends nothing more until it is resumed."""
     asking = operator(who=who, why=why)
     settings = load_settings(MongoSettings, "dead-letters")
     with_database(settings, lambda database, _: redrive_job.pause(database, redrive_id, asking))
-    typer.echo("paused")
+    print_result({"redrive": redrive_id, "state": "paused"}, "paused", json=json)
 
 
 @redrives.command()
-def cancel(redrive_id: RedriveId, *, why: Why, who: Who) -> None:
+def cancel(redrive_id: RedriveId, *, why: Why, who: Who, json: AsJson = False) -> None:
     """End a redrive: letters not sent stay dead letters, sent ones are delivered."""
     asking = operator(who=who, why=why)
     settings = load_settings(MongoSettings, "dead-letters")
     with_database(settings, lambda database, _: redrive_job.cancel(database, redrive_id, asking))
-    typer.echo("cancelled")
+    print_result({"redrive": redrive_id, "state": "cancelled"}, "cancelled", json=json)
 
 
 @redrives.command()
@@ -185,18 +202,43 @@ def resume(
     who: Who,
     stop_share: Annotated[float, typer.Option(min=0.01, max=1)] = 0.5,
     patience_seconds: Annotated[float, typer.Option(min=0)] = 120.0,
+    json: AsJson = False,
 ) -> None:
     """Resume a redrive that is paused or whose command died, again with one letter first."""
     asking = operator(who=who, why=why)
     settings = load_settings(RedriveSettings, "redrive")
 
-    async def run(database: Database, stop: Stop) -> str:
+    async def run(database: Database, stop: Stop) -> _Ended:
         lease = await redrive_job.resume(database, redrive_id, asking)
         options = RedriveOptions(lease.operation["rate_per_second"], stop_share, patience_seconds)
         known = _destinations(database, settings)
-        return await _run(context, database, lease, known, options, stop)
+        return await _run(context, database, lease, known, options, stop, _say(json))
 
-    _end(settings, run)
+    _end(settings, run, plan=None, json=json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How the run of a redrive ended; stopped: by Ctrl-C or SIGTERM."""
+
+    redrive_id: str
+    state: str
+    reason: str | None
+    counts: Mapping[str, int]
+    stopped: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        if self.state == redrive_job.State.DONE:
+            return ExitCode.OK
+        if self.state == redrive_job.State.PAUSED and not self.stopped:
+            return ExitCode.FOUND
+        return ExitCode.UNFINISHED
+
+
+def _say(json: bool) -> Callable[[str], None]:
+    """What is printed on the way; JSON has standard output to itself."""
+    return partial(typer.echo, err=json)
 
 
 async def _run(
@@ -206,41 +248,56 @@ async def _run(
     destinations: KnownDestinations,
     options: RedriveOptions,
     stop: Stop,
-) -> str:
-    """Run the redrive and print how it ended; returns its state."""
+    say: Callable[[str], None],
+) -> _Ended:
     redrive_id = lease.redrive_id
-    await Redrive(database, lease, destinations, options, stop, typer.echo).run()
+    await Redrive(database, lease, destinations, options, stop, say).run()
     ended = await redrive_job.find(database, redrive_id)
     reason = f" ({ended['reason']})" if ended["reason"] else ""
     counts = await redrive_job.counts(database, redrive_id)
-    typer.echo(f"{ended['state']}{printable(reason)}: {_as_text(counts)}")
+    say(f"{ended['state']}{printable(reason)}: {_as_text(counts)}")
     if ended["state"] == redrive_job.State.PAUSED:
         program = context.find_root().command_path
-        typer.echo(f"resume with: {program} dead-letters redrives resume {redrive_id} --why ...")
-    return ended["state"]
+        say(f"resume with: {program} dead-letters redrives resume {redrive_id} --why ...")
+    return _Ended(redrive_id, ended["state"], ended["reason"], counts, stop.requested)
 
 
-def _end(settings: RedriveSettings, run: Callable[[Database, Stop], Awaitable[str]]) -> None:
+def _end(
+    settings: RedriveSettings,
+    run: Callable[[Database, Stop], Awaitable[_Ended]],
+    *,
+    plan: Mapping[str, Any] | None,
+    json: bool,
+) -> None:
     try:
-        state = with_database(settings, run)
+        ended = with_database(settings, run)
     except RedriveBusy as refusal:
-        sys.exit(f"refused: {printable(refusal, limit=1000)}; nothing was changed")
-    raise typer.Exit(0 if state == redrive_job.State.DONE else 1)
+        fail(
+            f"refused: {printable(refusal, limit=1000)}; nothing was changed",
+            ExitCode.NOTHING_DONE,
+        )
+    if json:
+        print_json({"plan": plan, "redrive": ended})
+    raise typer.Exit(ended.exit_code)
 
 
-def _preview(planned: Sequence[Planned]) -> int:
-    """Print what would be sent, and what skipped and why; returns how many would be sent."""
+def _preview(planned: Sequence[Planned], say: Callable[[str], None]) -> dict[str, Any]:
+    """
+    Say what would be sent, and what skipped and why.
+
+    Returns {"send": letters per group, "skip": IDs of letters per reason}.
+    """
     to_send = Counter(str(Group.of(one.letter)) for one in planned if one.skip is None)
     for group, count in to_send.most_common():
-        typer.echo(f"send {count}: {printable(group)}")
+        say(f"send {count}: {printable(group)}")
     skipped: dict[str, list[str]] = {}
     for one in planned:
         if one.skip is not None:
             skipped.setdefault(one.skip.value, []).append(one.letter["_id"])
     for why, ids in skipped.items():
         named = ", ".join(ids[:NAMED_COUNT]) + (", …" if len(ids) > NAMED_COUNT else "")
-        typer.echo(f"skip {len(ids)}: {why} ({printable(named, limit=400)})")
-    return to_send.total()
+        say(f"skip {len(ids)}: {why} ({printable(named, limit=400)})")
+    return {"send": to_send, "skip": skipped}
 
 
 def _destinations(database: Database, settings: RedriveSettings) -> KnownDestinations:

@@ -247,7 +247,7 @@ class Redrive:
         await redrive_job.pause_own(self._database, self._lease, reason)
 
     async def _retry(self, action: Any) -> Any:
-        return await retry_while_unavailable(action, self._stop)
+        return await retry_while_unavailable(action, self._stop, waits_for_rights=False)
 
 
 class _Overtaken(Exception):

@@ -36,6 +36,8 @@ PART_COUNT = 100
 
 TICK_SECONDS = 0.05
 
+#: A command ends when its user is refused; a process would wait for the right.
+retry = partial(retry_while_unavailable, waits_for_rights=False)
 
 #: Results of an open delivery beside the reasons for which it is left alone.
 SENT = "sent"
@@ -66,11 +68,11 @@ async def resend(
     answers: Counter[str] = Counter()
     pace = Pace(options.rate_per_second)
     try:
-        ids = await retry_while_unavailable(partial(_open_ids, database), stop)
+        ids = await retry(partial(_open_ids, database), stop)
         for start in range(0, len(ids), PART_COUNT):
             part = ids[start : start + PART_COUNT]
             look = partial(_look, database, part, options)
-            for request, undecided in await retry_while_unavailable(look, stop):
+            for request, undecided in await retry(look, stop):
                 answers += Counter(answer.value for answer in undecided.values() if answer)
                 to_send = [name for name, answer in undecided.items() if answer is None]
                 while not stop.requested and not pace.take(1):
@@ -134,8 +136,8 @@ async def _send(
     for delivery in request["deliveries"]:
         if delivery["destination"] in destinations:
             due = DueDelivery(request["_id"], version, delivery, Step.SEND, request.get("trace"))
-            now = await retry_while_unavailable(partial(server_time, database), stop)
-            sent = await retry_while_unavailable(partial(hints.send, due, now), stop)
+            now = await retry(partial(server_time, database), stop)
+            sent = await retry(partial(hints.send, due, now), stop)
             version += sent is not None
             answers[SENT if sent else OVERTAKEN] += 1
     return answers

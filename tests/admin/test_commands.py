@@ -17,7 +17,7 @@ def test_a_command_says_in_one_sentence_that_mongodb_is_away(run_process: RunPro
     nowhere = {"MONGODB_URL": "mongodb://user:hunter2@127.0.0.1:1/?replicaSet=rs0"}
     audit = run_process("service", "audit", environment=nowhere)
     looked = CliRunner().invoke(commands, ["needs-decision", "list"], env=nowhere)
-    assert (looked.exit_code, audit.wait_exit()) == (1, 1)
+    assert (looked.exit_code, audit.wait_exit()) == (69, 69)
     assert looked.output == audit.output()
     # the words within the parentheses are the driver's
     assert re.fullmatch(
@@ -31,7 +31,7 @@ def test_what_is_decided_or_unknown_is_refused_and_not_recorded(deliveries: Deli
     first, second = fail_many(deliveries, 2)
     discard = ("dead-letters", "discard", "--yes", *WHY)
     run_command(deliveries, *discard, first)
-    said = run_command(deliveries, *discard, first, code=1)
+    said = run_command(deliveries, *discard, first, code=66)
     assert said == "already decided: discarded 1; nothing was changed\n"
     said = run_command(deliveries, "destinations", "resume", "slak", *WHY, code=2)
     assert "there is no destination 'slak'; known: email, slack" in said
@@ -47,11 +47,7 @@ def test_a_list_names_its_columns_and_says_when_it_is_cut(deliveries: Deliveries
         run_command(deliveries, "dead-letters", "redrive", letter_id, *at_once)
     [newest] = json_of(deliveries, "dead-letters", "redrives", "list", "--limit", "1")
     said = run_command(deliveries, "dead-letters", "redrives", "list", "--limit", "1")
-    title, row = (
-        [cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")]
-        for line in said.splitlines()
-        if line[0] in "┃│"
-    )
+    title, row = (re.split(" {2,}", line) for line in said.splitlines()[:2])
     assert title == ["redrive", "started UTC", "who", "why", "state", "reason", "result"]
     assert [row[0], row[4], row[6]] == [newest["_id"], "done", "sent 1"]
     assert row[1] == newest["asked_at"][:19].replace("T", " ")

@@ -322,7 +322,7 @@ def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
     assert said.startswith("discarded: 1\n")
     [taken] = json_of(deliveries, "dead-letters", "show", letter_id)["letter"]["decisions"]
     assert (taken["decision"], taken["who"], taken["why"]) == ("discarded", "bob", why[1])
-    run_command(deliveries, "dead-letters", "discard", "nonsense", "--yes", *why, code=1)
+    run_command(deliveries, "dead-letters", "discard", "nonsense", "--yes", *why, code=66)
     run_command(deliveries, "dead-letters", "discard", "--yes", *why, code=2)
 
     redriving = ("dead-letters", "redrive", first, second, "--why", "a try", "--who", "ann")
@@ -341,7 +341,7 @@ def test_an_operator_looks_previews_and_decides_and_all_of_it_is_recorded(
         f"delivery/{second}/slack": "sent",
     }
     refused = ("dead-letters", "redrives", "pause", operation["_id"], "--why", "x")
-    assert "is done" in run_command(deliveries, *refused, code=1)
+    assert "is done" in run_command(deliveries, *refused, code=66)
     assert deliveries.request(second)["status"] == "accepted"
     assert deliveries.request(first)["status"] == "failed"
 
@@ -363,7 +363,7 @@ def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_l
     asked = ("dead-letters", "redrive", *chosen, "--rate", "4", "--why", "Slack is back")
     with Terminal(deliveries, *asked) as refused:
         refused.answer("send 10 letters? [y/N]: ", "n")
-        assert refused.ends() == 1
+        assert refused.ends() == 130
     assert json_of(deliveries, "dead-letters", "redrives", "list") == []
     assert {letter.get("decision") for letter in deliveries.letters()} == {None}
 
@@ -375,7 +375,7 @@ def test_a_redrive_that_ctrl_c_interrupts_is_paused_and_a_resume_sends_what_is_l
         interrupted.process.send_signal(signal.SIGINT)
         interrupted.wait_for("paused (its command was stopped): ")
         interrupted.wait_for("resume with: python -m consumers dead-letters redrives resume ")
-        assert interrupted.ends() == 1
+        assert interrupted.ends() == 75
     [operation] = json_of(deliveries, "dead-letters", "redrives", "list")
     steering = ("dead-letters", "redrives")
     shown = json_of(deliveries, *steering, "show", operation["_id"])

@@ -64,7 +64,7 @@ def test_a_queue_that_differs_is_named_with_the_cure(
     environment = deliveries.environment(**slack_settings(third_parties))
     for arguments in (("topology",), ("run", "slack")):
         process = run_process("consumers", *arguments, environment=environment)
-        assert process.wait_exit() == 1
+        assert process.wait_exit() == 78
         assert "'deliveries.slack' already exists with other arguments" in process.output()
         assert "drain and delete it" in process.output()
         assert "Traceback" not in process.output()
@@ -78,7 +78,7 @@ def test_a_wrong_password_ends_the_worker_with_the_cure(
         **slack_settings(third_parties), rabbitmq_url=f"amqp://stranger:wrong-password@{host}"
     )
     process = run_process("consumers", "run", "slack", environment=environment)
-    assert process.wait_exit() == 1
+    assert process.wait_exit() == 77
     assert "correct RABBITMQ_URL" in process.output()
     assert "wrong-password" not in process.output()
 

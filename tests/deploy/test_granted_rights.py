@@ -19,6 +19,7 @@ from assistance.collection import ASSISTANCES
 from outbox.collection import OUTBOX
 from relay.backlog import measure_runway
 from relay.checkpoint import CHECKPOINTS
+from runtime.exit_codes import ExitCode
 from runtime.mongo import close, open_client
 from runtime.operations import OPERATIONS
 from sandbox.mongodb import MongoServer
@@ -103,7 +104,7 @@ def test_a_request_is_delivered_with_just_the_rights_that_deploy_grants(
     assert asyncio.run(_runway_seconds(restricted_mongodb["relay"], database_name)) is not None
 
 
-def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
+def test_every_command_works_with_the_rights_of_its_process_and_prints_json(
     restricted_mongodb: Mapping[str, str],
     deliveries: Deliveries,
     run_process: RunProcess,
@@ -119,16 +120,16 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
         url, name = restricted_mongodb[process], deliveries.database_name
         return {"MONGODB_URL": url, "MONGODB_DATABASE": name}
 
-    def give(process: str, name: str, *arguments: str, code: int = 0, user: str = "") -> str:
+    def give(process: str, name: str, *arguments: str, code: int = 0) -> Any:
         command = f"{process} {name}"
         given.add(command)
         ended = CliRunner().invoke(
             programs[process],
-            [*name.split(), *arguments],
-            env=settings_of_process(user or process),
+            [*name.split(), *arguments, "--json"],
+            env=settings_of_process(process),
         )
         assert ended.exit_code == code, f"{command}: {ended.output}"
-        return ended.output
+        return json.loads(ended.stdout)
 
     # there is no leader, and no worker
     monkeypatch.setattr("relay.__main__.PATIENCE_SECONDS", 0.0)
@@ -156,20 +157,20 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
     give("relay", "position show")
     give("relay", "position reset", *why)
     give("relay", "held list")
-    give("relay", "held release", "mended", *why)
-    give("relay", "held discard", "poison", *why)
+    for step, event_id in (("release", "mended"), ("discard", "poison")):
+        give("relay", f"held {step}", event_id, *why, code=ExitCode.UNFINISHED)
 
     give("consumers", "needs-decision list")
     give("consumers", "needs-decision sent", undecided[0], "slack", *why)
     give("consumers", "needs-decision retry", undecided[1], "slack", *why)
     give("consumers", "destinations list")
-    give("consumers", "destinations suspend", "email", *why)
-    give("consumers", "destinations resume", "email", *why)
+    for step in ("suspend", "resume"):
+        give("consumers", f"destinations {step}", "email", *why)
     give("consumers", "dead-letters list")
     give("consumers", "dead-letters show", letter_ids[0])
     give("consumers", "dead-letters discard", letter_ids[0], "--yes", *why)
     give("consumers", "dead-letters redrive", *letter_ids[1:], *at_once, *why, code=1)
-    (redrive,) = json.loads(give("consumers", "dead-letters redrives list", "--json"))
+    (redrive,) = give("consumers", "dead-letters redrives list")
     assert redrive["state"] == "paused"
     give("consumers", "dead-letters redrives show", redrive["_id"])
     deliveries.database[OPERATIONS].update_one(
@@ -177,29 +178,21 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
     )
     give("consumers", "dead-letters redrives pause", redrive["_id"], *why)
     resume = ("dead-letters redrives resume", redrive["_id"], *at_once[1:])
-    assert "no outcomes" in give("consumers", *resume, *why, code=1)
+    resumed = give("consumers", *resume, *why, code=ExitCode.FOUND)
+    assert "no outcomes" in resumed["redrive"]["reason"]
     give("consumers", "dead-letters redrives cancel", redrive["_id"], *why)
     give("consumers", "resend", *why)
-    assert "slack: 2 overdue" in give("consumers", "overdue", code=1)
+    overdue = give("consumers", "overdue", code=ExitCode.FOUND)
+    assert overdue["overdue"]["slack"]["count"] == 2
 
     looks = [
         run_process("service", *look, environment=settings_of_process("service"))
-        for look in (("show", undecided[0]), ("audit",))
+        for look in (("show", undecided[0], "--json"), ("audit", "--json"))
     ]
     for look in looks:
         assert look.wait_exit() == 0, look.output()
+        json.loads(look.output())
         given.add(" ".join(look.arguments[:2]))
-
-    for process, name, user, needed in (
-        ("service", "audit", "relay", 'find: "destinations"'),
-        ("relay", "position show", "service", 'find: "checkpoints"'),
-        ("consumers", "dead-letters list", "service", 'createIndexes: "dead_letters"'),
-    ):
-        assert give(process, name, user=user, code=1) == (
-            "MongoDB refuses a right that is needed (not authorized on "
-            f"{deliveries.database_name} to execute {needed}): "
-            "run `python -m installation mongodb`, which grants the role of this process\n"
-        )
 
     without_mongodb = {"consumers routes", "consumers topology"}
     known = {
@@ -209,6 +202,30 @@ def test_an_operator_may_give_every_command_with_the_rights_of_its_process(
         if name != "run"
     }
     assert given == known - without_mongodb
+
+
+def test_a_command_with_the_user_of_another_process_names_the_missing_right(
+    restricted_mongodb: Mapping[str, str], deliveries: Deliveries
+) -> None:
+    for process, name, user, needed in (
+        ("service", "audit", "relay", 'find: "destinations"'),
+        ("relay", "position show", "service", 'find: "checkpoints"'),
+        ("consumers", "dead-letters list", "service", 'createIndexes: "dead_letters"'),
+    ):
+        refused = CliRunner().invoke(
+            importlib.import_module(f"{process}.__main__").commands,
+            name.split(),
+            env={
+                "MONGODB_URL": restricted_mongodb[user],
+                "MONGODB_DATABASE": deliveries.database_name,
+            },
+        )
+        assert refused.exit_code == ExitCode.PERMISSION
+        assert refused.output == (
+            "MongoDB refuses a right that is needed (not authorized on "
+            f"{deliveries.database_name} to execute {needed}): "
+            "run `python -m installation mongodb`, which grants the role of this process\n"
+        )
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_a_wrong_request_names_the_event_and_changes_nothing(
     world.wait_state("poison", "parked")
     world.append(_id="sent", state="published")
     mixed = ("poison", "nonsense", "sent", "--why", "x")
-    said = relay_command("held", "discard", *mixed, code=1).output()
+    said = relay_command("held", "discard", *mixed, code=66).output()
     assert said.strip() == (
         "neither held nor parked: nonsense is not in the outbox, sent is published;"
         " nothing was changed"
@@ -159,7 +159,9 @@ def test_a_reset_position_is_safe_against_a_running_relay(
 def test_the_position_is_shown(
     world: OutboxWorld, start_relay: StartRelay, relay_command: Any
 ) -> None:
-    assert "group 'relay' has no position yet" in relay_command("position", "show", code=1).output()
+    assert (
+        "group 'relay' has no position yet" in relay_command("position", "show", code=66).output()
+    )
     start_relay().wait_log("resync.completed")
     world.append(3)
     wait_until(lambda: settled(world) == 3, "three events are settled")

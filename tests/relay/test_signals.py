@@ -49,7 +49,7 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
         "relay_held_total": 2,
         "relay_parked_total": 1,
         "relay_nacked_total": 0,
-        "relay_repeats_total": 0,
+        "relay_possible_repeats_total": 0,
         "relay_leading": 1,
         "relay_epoch": world.checkpoint()["epoch"],
     }
@@ -92,7 +92,7 @@ def test_a_relay_says_how_it_gets_on_from_its_start_to_its_end(
     world.database["checkpoints"].update_one({}, {"$set": {"position": start["position"]}})
     start_relay(MONITORING_PORT=str(first_port))
     wait_until(lambda: world.states()["published"] == 3, "they are published again")
-    leader.samples_with(relay_published_total=2, relay_repeats_total=2)
+    leader.samples_with(relay_published_total=2, relay_possible_repeats_total=2)
     assert len(world.drain()) == 2
 
 

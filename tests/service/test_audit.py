@@ -235,4 +235,4 @@ def test_what_strangers_wrote_cannot_touch_the_terminal(command: Command, writte
 
 
 def test_an_unknown_id_is_a_clear_error(command: Command) -> None:
-    assert command("show", "x\x1b[2J", exit_code=1) == "no request has the id x\\x1b[2J\n"
+    assert command("show", "x\x1b[2J", exit_code=66) == "no request has the id x\\x1b[2J\n"

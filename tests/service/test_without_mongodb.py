@@ -109,7 +109,7 @@ def test_a_mongodb_without_a_replica_set_is_named_with_its_cure(
 ) -> None:
     with standalone_mongod(tmp_path) as url:
         service = start_service(run_process, url, "assistance")
-        assert service.process.wait_exit() == 1
+        assert service.process.wait_exit() == 78
     assert "without a replica set" in service.process.output()
     assert "--replSet" in service.process.output()
 
@@ -117,7 +117,7 @@ def test_a_mongodb_without_a_replica_set_is_named_with_its_cure(
 def test_a_wrong_password_is_named_with_its_cure(run_process: RunProcess, mongodb_url: str) -> None:
     host = mongodb_url.rpartition("@")[2]
     service = start_service(run_process, f"mongodb://root:not-this-one@{host}", "assistance")
-    assert service.process.wait_exit() == 1
+    assert service.process.wait_exit() == 77
     assert "refuses the user or password in MONGODB_URL" in service.process.output()
     assert "not-this-one" not in service.process.output()
 

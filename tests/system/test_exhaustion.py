@@ -5,7 +5,8 @@ import resource
 
 import pytest
 
-from runtime.process import EXIT_EXHAUSTED, PATIENCE_SECONDS
+from runtime.exit_codes import ExitCode
+from runtime.process import PATIENCE_SECONDS
 from sandbox.waiting import wait_until
 from tests.support.links import Mode
 from tests.support.subjects import CLOSING_SECONDS, GRACE_SECONDS, SUBJECTS, Subject, Surroundings
@@ -39,7 +40,7 @@ def test_no_file_descriptors_are_left(surroundings: Surroundings, process: str) 
         exit_code = subject.process.wait_exit(PATIENCE_SECONDS + GRACE_SECONDS + CLOSING_SECONDS)
     finally:
         subject.close()
-    assert exit_code == EXIT_EXHAUSTED
+    assert exit_code == ExitCode.EXHAUSTED
     lines = [json.loads(line) for line in subject.process.output().splitlines()[lines_before:]]
     reported = [line["message"] for line in lines]
     assert len(lines) < LINES_LIMIT

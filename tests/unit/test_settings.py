@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.exit_codes import ExitCode
 from runtime.settings import (
-    EXIT_CONFIGURATION,
     MongoSettings,
     RabbitSettings,
     SettingsTable,
@@ -168,7 +168,7 @@ def test_a_process_names_all_its_wrong_settings_and_no_value_and_does_not_start(
     exit_code, output = _run(arguments, environment, tmp_path)
 
     title, *problems = output.splitlines()
-    assert exit_code == EXIT_CONFIGURATION
+    assert exit_code == ExitCode.CONFIGURATION
     assert title == f"{process} does not start: {len(wrong)} settings are wrong"
     assert {re.split(r"[: ]", problem.strip(), maxsplit=1)[0] for problem in problems} == wrong
     assert len(problems) == len(wrong)
@@ -182,7 +182,7 @@ def test_a_setting_may_stand_in_a_file_in_the_working_directory(tmp_path: Path) 
         ("relay", "run"), {"MONGODB_URL": GOOD_VALUES["MONGODB_URL"]}, tmp_path
     )
 
-    assert exit_code == EXIT_CONFIGURATION
+    assert exit_code == ExitCode.CONFIGURATION
     assert output.startswith("relay does not start: 1 setting is wrong\n  RELAY_WINDOW_MESSAGES:")
 
 

@@ -101,6 +101,12 @@ def env_file(path: Path, settings: Mapping[str, str]) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def shell_line(path: Path) -> str:
+    """Gives a shell the settings of the running system, and this Python as `python`."""
+    programs = Path(sys.executable).parent
+    return f"set -a; . {shlex.quote(str(path))}; set +a; PATH={shlex.quote(str(programs))}:$PATH"
+
+
 def how_to_go_on(stack: Stack) -> str:
     api = stack.api.base_url
     return f"""
@@ -114,7 +120,7 @@ def how_to_go_on(stack: Stack) -> str:
 
 To run a process or a command of docs/runbook.md against it, first run this in another terminal:
 
-  set -a; . {shlex.quote(str(stack.folder / ENV_FILE))}; set +a
+  {shell_line(stack.folder / ENV_FILE)}
 
 Ctrl-C stops everything."""
 

@@ -210,7 +210,7 @@ def test_a_command_with_the_user_of_another_process_names_the_missing_right(
     for process, name, user, needed in (
         ("service", "audit", "relay", 'find: "destinations"'),
         ("relay", "position show", "service", 'find: "checkpoints"'),
-        ("consumers", "dead-letters list", "service", 'createIndexes: "dead_letters"'),
+        ("consumers", "dead-letters list", "service", 'create: "dead_letters"'),
     ):
         refused = CliRunner().invoke(
             importlib.import_module(f"{process}.__main__").commands,

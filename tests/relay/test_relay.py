@@ -381,7 +381,7 @@ def test_a_validator_that_knows_no_marks_is_passed_by_or_named_with_the_cure(
     )
     without.wait_log("relay.leading")
     world.append(1)
-    assert without.wait_exit() == 70
+    assert without.wait_exit() == 78
     assert "grant the relay bypassDocumentValidation" in without.output()
     world.database.command("dropUser", "shop")
 

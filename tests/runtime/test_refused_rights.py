@@ -3,11 +3,9 @@
 import asyncio
 import signal
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pytest
 from loguru import logger
-from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from runtime.exit_codes import ExitCode
@@ -95,17 +93,17 @@ def test_a_command_without_its_server_ends_and_says_so(
 def test_ctrl_c_ends_a_command_that_waits_for_mongodb(
     run_process: RunProcess, own_mongo_server: MongoServer, deliveries: Deliveries
 ) -> None:
-    environment = deliveries.environment(mongodb_url=own_mongo_server.url)
-    with MongoClient[dict[str, Any]](own_mongo_server.url) as client:
-        there = Deliveries(own_mongo_server.url, deliveries.database_name, deliveries.rabbitmq_url)
+    there = Deliveries(own_mongo_server.url, deliveries.database_name, deliveries.rabbitmq_url)
+    with there.client:
         there.accept_many(3)
-        client[deliveries.database_name]["outbox"].update_many({}, {"$set": {"state": "published"}})
-    running = run_process("consumers", "resend", "--rate", "0.1", *WHY, environment=environment)
-    wait_until_begun(there)
-    own_mongo_server.kill()
-    running.wait_log("mongodb.away")
-    running.signal(signal.SIGINT)
-    assert running.wait_exit() == ExitCode.UNAVAILABLE
+        there.database["outbox"].update_many({}, {"$set": {"state": "published"}})
+        command = ("consumers", "resend", "--rate", "0.1", *WHY)
+        running = run_process(*command, environment=there.environment())
+        wait_until_begun(there)
+        own_mongo_server.kill()
+        running.wait_log("mongodb.away")
+        running.signal(signal.SIGINT)
+        assert running.wait_exit() == ExitCode.UNAVAILABLE
 
 
 def test_a_process_waits_for_a_right_and_says_so_once() -> None:

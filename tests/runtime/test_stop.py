@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from runtime.shutdown import EXIT_FORCED, EXIT_GRACE_OVER
+from runtime.exit_codes import ExitCode
 from tests.support.paths import REPOSITORY
 
 PROGRAM = """
@@ -56,7 +56,7 @@ def test_what_hangs_is_ended_after_the_grace_time(hang: str) -> None:
         began_at = monotonic()
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(10) == EXIT_GRACE_OVER
+            assert process.wait(10) == ExitCode.UNFINISHED
         finally:
             process.kill()
         assert monotonic() - began_at < 5
@@ -68,7 +68,7 @@ def test_a_second_signal_ends_it_at_once(hang: str) -> None:
         try:
             while process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            assert process.wait(5) in {EXIT_FORCED, EXIT_GRACE_OVER}
+            assert process.wait(5) in {ExitCode.INTERRUPTED, ExitCode.UNFINISHED}
         finally:
             process.kill()
 

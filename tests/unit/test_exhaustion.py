@@ -11,7 +11,8 @@ import pytest
 from loguru import logger
 
 from runtime import process
-from runtime.process import EXIT_EXHAUSTED, Exhaustion, probe, run_process, why_exhausted
+from runtime.exit_codes import ExitCode
+from runtime.process import Exhaustion, probe, run_process, why_exhausted
 from runtime.shutdown import Stop
 
 
@@ -95,4 +96,4 @@ def test_an_error_for_want_of_it_exits_with_its_code(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(SystemExit) as ended:
         run_process(life, grace_seconds=1)
-    assert ended.value.code == EXIT_EXHAUSTED
+    assert ended.value.code == ExitCode.EXHAUSTED

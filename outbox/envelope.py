@@ -20,11 +20,13 @@ from outbox.errors import UndecodableBody
 _JSON = JSONFormat()
 
 #: Raised by the JSON parser and the CloudEvents library for invalid input; thousands of nested
-#: brackets end in a RecursionError.
+#: brackets end in a RecursionError. A `time` that is an object is sliced like text by the library,
+#: which is a KeyError from Python 3.12 on, and a TypeError before.
 _UNDECODABLE = (
     ValueError,
     TypeError,
     AttributeError,
+    KeyError,
     RecursionError,
     CloudEventValidationError,
 )
@@ -84,5 +86,7 @@ def decode(body: bytes) -> Envelope:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return "an attribute has the wrong type"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -48,6 +48,7 @@ def test_a_hint_is_read_as_it_was_written() -> None:
         a_hint(data={"request_id": "r"}),
         a_hint(data={"request_id": "\ud800", "destination": "slack"}),
         a_hint(time="nonsense"),
+        a_hint(time={"a": 1, "b": 2, "c": 3, "d": 4}),
         a_hint(id=""),
     ],
 )

@@ -210,8 +210,8 @@ class Checkpoint:
 
     async def end_search(self) -> None:
         """Every event of the search is settled, and the position is behind it. Raises Deposed."""
-        self.search = None
         await self._write({}, {"search": None})
+        self.search = None
 
     async def save(self, *, settled: int, position: Position | None) -> None:
         """

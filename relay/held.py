@@ -14,7 +14,7 @@ from bson.errors import InvalidBSON
 from loguru import logger
 
 from outbox.state import State
-from relay.window import CLOSES_CHANNEL, Entry, Fate
+from relay.window import ALONE, Entry, Fate
 from runtime.mongo import ANY_WRITER, Database, aggregate
 
 WAITING_STATES = [State.HELD.value, State.PARKED.value]
@@ -36,7 +36,7 @@ class HeldKey:
     in_flight: its first event was sent, and its fate is not saved yet.
     parked_polls: how often its first event was found parked.
     noted: number of its events that were held in this term.
-    refusals: how often in a row its first event closed the channel.
+    refusals: how often in a row its first event closed the channel, or was not confirmed.
     """
 
     routing_key: str | None
@@ -75,7 +75,7 @@ class HeldKeys:
                 routing_key = entry.event.routing_key if entry.event else None
                 held = self.keys.setdefault(entry.key, HeldKey(routing_key))
                 held.noted += 1
-                if entry.reason.startswith(CLOSES_CHANNEL):
+                if entry.reason.startswith(ALONE):
                     held.due_at = monotonic() + _growing_seconds(held.refusals)
                     held.refusals += 1
             if not entry.in_order:

@@ -27,6 +27,32 @@ class Answer:
     no_queue: str | None
 
 
+class _Line:
+    """A confirm channel and the last message on it; accepted: done once that is (n)acked."""
+
+    def __init__(self, channel: AmqpChannel) -> None:
+        self.channel = channel
+        self.routing_key = ""
+        self.accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.no_queue: str | None = None
+
+    @property
+    def is_owed(self) -> bool:
+        return not self.accepted.done() and not self.channel.closed.done()
+
+    def send(self, exchange: str, event: Event) -> None:
+        self.accepted, self.no_queue = asyncio.get_running_loop().create_future(), None
+        self.routing_key = event.routing_key
+        publish_event(self.channel, exchange, event)
+
+    def on_confirm(self, _delivery_tag: int, _multiple: bool, accepted: bool) -> None:
+        if not self.accepted.done():
+            self.accepted.set_result(accepted)
+
+    def on_return(self, _message_id: str, _routing_key: str, reason: str) -> None:
+        self.no_queue = reason
+
+
 class LoneChannel:
     """
     connection: the one that publishes everything else.
@@ -47,39 +73,52 @@ class LoneChannel:
         self._exchange = exchange
         self._over = over
         self._own: Connection | None = None
-        self._channel: AmqpChannel | None = None
-        self._accepted: asyncio.Future[bool] | None = None
-        self._no_queue: str | None = None
+        self._line: _Line | None = None
+        #: by event id; a line is kept until the overdue confirm has come
+        self._overdue: dict[Any, _Line] = {}
 
     async def publish(self, event: Event) -> Answer | Refusal | None:
         """
         Publish, and wait for what the broker says; None when the term ends meanwhile.
 
+        A message whose confirm is overdue is not sent again while its channel is open, and no other
+        one with its routing key is sent meanwhile.
+
         Raises Unpublishable, and BrokerError when there is no channel to publish on.
         """
-        channel = await self._open()
-        self._accepted, self._no_queue = asyncio.get_running_loop().create_future(), None
-        publish_event(channel, self._exchange, event)
+        line = self._overdue.pop(event.id, None)
+        if line is None or line.channel.closed.done():
+            if self._owes(event.routing_key):
+                return Refusal(None, "an earlier message is not confirmed", is_silence=True)
+            line = await self._open()
+            line.send(self._exchange, event)
         over = asyncio.create_task(self._over.wait())
         try:
-            answered = await self._first_of(self._accepted, channel.closed, over)
+            answered = await self._first_of(line.accepted, line.channel.closed, over)
         finally:
             over.cancel()
-        if self._accepted.done():
-            return Answer(self._accepted.result(), self._no_queue)
+        if line.accepted.done():
+            return Answer(line.accepted.result(), line.no_queue)
         if not answered:
-            # a confirm that comes later must not count for the next message
-            await self._drop_channel()
-            return Refusal(None, f"no confirm within {CONFIRM_DEADLINE_SECONDS:g} s")
-        if channel.closed.done():
-            return await self._refusal(channel.closed.result())
+            self._overdue[event.id] = line
+            if self._line is line:
+                self._line = None
+            text = f"no confirm within {CONFIRM_DEADLINE_SECONDS:g} s"
+            return Refusal(None, text, is_silence=True)
+        if line.channel.closed.done():
+            return await self._refusal(line.channel.closed.result())
         return None
 
     async def close(self) -> None:
-        await self._drop_channel()
+        """The channels of a shared connection close with it."""
         if self._own is not None:
             await self._own.close()
             self._own = None
+
+    def _owes(self, routing_key: str) -> bool:
+        return any(
+            line.is_owed and line.routing_key == routing_key for line in self._overdue.values()
+        )
 
     async def _first_of(self, *awaited: asyncio.Future[Any]) -> bool:
         """False when none is done by the deadline; time on a blocked connection does not count."""
@@ -93,7 +132,7 @@ class LoneChannel:
                 return bool(done)
 
     async def _refusal(self, error: BrokerError) -> Refusal:
-        self._channel = None
+        self._line = None
         if isinstance(error, ChannelClosed):
             return Refusal(error.code, error.text)
         if self._own is None:
@@ -105,28 +144,15 @@ class LoneChannel:
             raise error
         return Refusal(code, str(error).removeprefix(f"{code} "))
 
-    async def _open(self) -> AmqpChannel:
-        if self._channel is not None and not self._channel.closed.done():
-            return self._channel
+    async def _open(self) -> _Line:
+        if self._line is not None and not self._line.channel.closed.done():
+            return self._line
         if self.own_connection and self._own is None:
             self._own = await self._connect()
-        self._channel = await (self._own or self._shared).open_channel()
-        await self._channel.confirm_publishes(
-            on_confirm=self._on_confirm, on_return=self._on_return
-        )
-        return self._channel
-
-    async def _drop_channel(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
-
-    def _on_confirm(self, _delivery_tag: int, _multiple: bool, accepted: bool) -> None:
-        if self._accepted is not None and not self._accepted.done():
-            self._accepted.set_result(accepted)
-
-    def _on_return(self, _message_id: str, _routing_key: str, reason: str) -> None:
-        self._no_queue = reason
+        line = _Line(await (self._own or self._shared).open_channel())
+        await line.channel.confirm_publishes(on_confirm=line.on_confirm, on_return=line.on_return)
+        self._line = line
+        return line
 
 
 def publish_event(channel: AmqpChannel, exchange: str, event: Event) -> None:

@@ -22,7 +22,7 @@ from relay.checkpoint import Checkpoint
 from relay.lone_channel import Answer, LoneChannel, publish_event
 from relay.report import Report
 from relay.search import Refusal, Search
-from relay.window import CLOSES_CHANNEL, PAUSED, Confirmed, Entry, Fate, Window
+from relay.window import PAUSED, UNCONFIRMED, Confirmed, Entry, Fate, Window
 from runtime.rabbit import (
     ACCESS_REFUSED,
     CONNECTION_CODES,
@@ -43,6 +43,10 @@ CONFIRM_DEADLINE_SECONDS = 30.0
 
 FIRST_PAUSE_SECONDS = 1.0
 PAUSE_CAP_SECONDS = 60.0
+
+#: An event is held when its confirm is owed for this long while others are confirmed: its queue has
+#: no leader, and neither the marks nor the window must wait for it.
+OVERDUE_SECONDS = 10.0
 
 #: Pauses while the broker refuses every message.
 FIRST_WAIT_SECONDS = 0.5
@@ -110,6 +114,7 @@ class Publisher:
         self._retries: deque[Entry] = deque()
         self._ready: list[Entry] = []
         self._delays = _wait_delays()
+        self._tags_sent: deque[tuple[float, int]] = deque()
         #: some entries may have to be published alone; otherwise nothing is looked up per event
         self._is_careful = False
 
@@ -118,6 +123,7 @@ class Publisher:
         channel = await self._connection.open_channel()
         await channel.confirm_publishes(on_confirm=self._on_confirm, on_return=self._on_return)
         channel.closed.add_done_callback(lambda _: self.wake())
+        self._tags_sent.clear()
         self._channel = channel
 
     def continue_search(self, first_ordinal: int) -> None:
@@ -179,6 +185,30 @@ class Publisher:
     def silent_seconds(self) -> float:
         """Seconds since the last confirm while one is outstanding on the channel, otherwise 0."""
         return monotonic() - self._last_progress if self._window.in_flight_count else 0.0
+
+    def hold_overdue(self) -> None:
+        """
+        Hold what is overdue while others are confirmed, and slow down its routing key.
+
+        Call this several times a second: it notes how far the delivery tags have come.
+        """
+        now = monotonic()
+        if self._connection.blocked:
+            self._tags_sent.clear()
+            return
+        self._tags_sent.append((now, self._window.next_tag))
+        before_tag = 0
+        while self._tags_sent[0][0] < now - OVERDUE_SECONDS:
+            _, before_tag = self._tags_sent.popleft()
+        if not before_tag:
+            return
+        if self.silent_seconds > OVERDUE_SECONDS and self._window.awaits_newest:
+            return  # the broker confirms nothing at all, or only one event is sent
+        overdue = self._window.hold_overdue(before_tag)
+        for entry in overdue:
+            self._pause_alone(entry)
+        if overdue:
+            self._on_decided()
 
     def may_go(self, routing_key: str) -> bool:
         backoff = self._backoffs.get(routing_key)
@@ -385,8 +415,9 @@ class Publisher:
     async def _idle(self) -> None:
         stored = self._checkpoint.search
         if stored is not None and self._checkpoint.settled >= stored.settled_to:
-            await self._checkpoint.end_search()
-            logger.warning("search.completed")
+            with suppress(PyMongoError):  # repeated after the next save
+                await self._checkpoint.end_search()
+                logger.warning("search.completed")
         self._woken.clear()
         if not self._over.requested:
             await self._woken.wait()
@@ -422,6 +453,15 @@ class Publisher:
 
     async def _retry_alone(self, entry: Entry) -> None:
         assert entry.event is not None
+        late = self._window.take_late_confirm(entry.id)
+        if late is not None:
+            self._answered(entry, Answer(late.accepted, late.no_queue))
+            return
+        if self._window.is_owed(entry.id):
+            self._window.hold(entry, UNCONFIRMED)
+            self._pause_alone(entry)
+            self._on_decided()
+            return
         try:
             answer = await self._lone.publish(entry.event)
         except Unpublishable as error:
@@ -443,16 +483,20 @@ class Publisher:
 
     def _blame(self, entry: Entry, refusal: Refusal) -> None:
         assert entry.event is not None
-        reason = f"{CLOSES_CHANNEL}: {refusal}"
         if refusal.is_final:
-            self._park(entry, reason)
+            self._park(entry, refusal.reason)
             return
-        self._window.hold(entry, reason)
-        if refusal.names(entry.event):
-            self._pause(entry)
-            self._backoffs[entry.event.routing_key].refusal = reason
-            self._look_for_care()
+        self._window.hold(entry, refusal.reason)
+        if refusal.is_silence or refusal.names(entry.event):
+            self._pause_alone(entry)
         self._on_decided()
+
+    def _pause_alone(self, entry: Entry) -> None:
+        """Slow down the routing key of an entry that was held; what follows goes alone."""
+        assert entry.event is not None
+        self._pause(entry)
+        self._backoffs[entry.event.routing_key].refusal = entry.reason
+        self._look_for_care()
 
     async def _wait_for_broker(self, reason: str) -> None:
         self._report_wait(reason)

@@ -15,7 +15,7 @@ from relay.held import HeldKeys
 from relay.marks import Marks
 from relay.publisher import Publisher
 from relay.report import Report
-from relay.window import CLOSES_CHANNEL, Entry, Window
+from relay.window import ALONE, Entry, Window
 from runtime.mongo import CommitUnknown, Database
 
 REQUEST_POLL_SECONDS = 1.0
@@ -82,7 +82,7 @@ class Release:
             return
         self._held.mark_in_flight(key, event.routing_key)
         entry = Entry(event.id, key, document["ordinal"], event, position=None, in_order=False)
-        if str(document.get("reason")).startswith(CLOSES_CHANNEL):
+        if str(document.get("reason")).startswith(ALONE):
             self._publisher.dispatch_alone(entry)
         else:
             self._publisher.dispatch(entry)

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from outbox.event import Event
-from relay.window import Entry
+from relay.window import CLOSES_CHANNEL, UNCONFIRMED, Entry
 from runtime.rabbit import ACCESS_REFUSED, CONNECTION_CODES, NOT_FOUND, PRECONDITION_FAILED
 
 #: Refusals in a row before a pause: each costs a channel, and a line in the broker's log.
@@ -39,13 +39,20 @@ class Refusal:
     The answer to a message that was published alone.
 
     code: AMQP's reply code; None when the connection was lost, or the confirm is overdue.
+    is_silence: the confirm is overdue.
     """
 
     code: int | None
     text: str
+    is_silence: bool = False
 
     def __str__(self) -> str:
         return self.text if self.code is None else f"{self.code} {self.text}"
+
+    @property
+    def reason(self) -> str:
+        """Stored in the event."""
+        return UNCONFIRMED if self.is_silence else f"{CLOSES_CHANNEL}: {self}"
 
     @property
     def is_final(self) -> bool:

@@ -186,6 +186,7 @@ class Term:
         """Release held events, and give up a broker that owes a confirm for too long."""
         while not self._reading_stop.requested:
             await self._release.run_once(self._may_release)
+            self._publisher.hold_overdue()
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:
                 raise BrokerGone(f"no confirm for {CONFIRM_DEADLINE_SECONDS:g} s")

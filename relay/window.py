@@ -38,6 +38,10 @@ BEHIND = "behind_a_held_event"
 NACKED = "refused_by_the_broker"
 PAUSED = "routing_key_paused"
 CLOSES_CHANNEL = "closes_the_channel"
+UNCONFIRMED = "not_confirmed"
+
+#: An event held for one of these reasons would stop others again, so it is published alone.
+ALONE = (CLOSES_CHANNEL, UNCONFIRMED)
 UNROUTABLE = "unroutable"
 
 
@@ -78,6 +82,14 @@ class Confirmed:
     failed: list[Entry]
 
 
+@dataclass(frozen=True, slots=True)
+class LateConfirm:
+    """accepted: not nacked. no_queue: why it was returned; None when it was routed."""
+
+    accepted: bool
+    no_queue: str | None
+
+
 @dataclass(slots=True)
 class Window:
     """
@@ -98,6 +110,9 @@ class Window:
     _returned: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _unwritten: Counter[str] = field(default_factory=Counter)
     _set_aside: set[Entry] = field(default_factory=set)
+    _highest_confirmed_tag: int = 0
+    _overdue: dict[int, Entry] = field(default_factory=dict)
+    _late: dict[Any, LateConfirm] = field(default_factory=dict)
 
     @property
     def has_room(self) -> bool:
@@ -178,8 +193,9 @@ class Window:
         """
         recalled = list(self._in_flight.values())
         self._in_flight.clear()
+        self._overdue.clear()
         self._returned.clear()
-        self._next_tag = 1
+        self._next_tag, self._highest_confirmed_tag = 1, 0
         self._set_aside.update(recalled)
         return recalled
 
@@ -209,6 +225,9 @@ class Window:
     def confirmed(self, delivery_tag: int, *, multiple: bool, accepted: bool) -> Confirmed:
         """Decide the fate of every entry the confirm covers."""
         outcome = Confirmed([], [])
+        self._highest_confirmed_tag = max(self._highest_confirmed_tag, delivery_tag)
+        if self._overdue:
+            self._note_late(delivery_tag, multiple=multiple, accepted=accepted)
         covered = [self._in_flight.pop(tag) for tag in self._covered(delivery_tag, multiple)]
         unroutable = self._take_returned(covered) if self._returned else {}
         for entry in covered:
@@ -221,6 +240,37 @@ class Window:
         outcome = Confirmed([], [])
         self._decide(entry, outcome, accepted=accepted, no_queue=no_queue)
         return outcome
+
+    @property
+    def next_tag(self) -> int:
+        """The delivery tag of the next entry that is sent."""
+        return self._next_tag
+
+    @property
+    def awaits_newest(self) -> bool:
+        """Whether something is unconfirmed that was sent after everything that is confirmed."""
+        return any(tag > self._highest_confirmed_tag for tag in self._in_flight)
+
+    def hold_overdue(self, before_tag: int) -> list[Entry]:
+        """
+        Hold what was sent before this delivery tag, and was passed by a confirm of a later one.
+
+        The channel still owes these confirms: see `is_owed` and `take_late_confirm`.
+        """
+        passed_tag = min(before_tag, self._highest_confirmed_tag) - 1
+        overdue = {tag: self._in_flight.pop(tag) for tag in self._covered(passed_tag, True)}
+        self._overdue |= overdue
+        for entry in overdue.values():
+            self.hold(entry, UNCONFIRMED)
+        return list(overdue.values())
+
+    def is_owed(self, event_id: Any) -> bool:
+        """Whether the confirm of this held event may still come: another copy would be a repeat."""
+        return any(entry.id == event_id for entry in self._overdue.values())
+
+    def take_late_confirm(self, event_id: Any) -> LateConfirm | None:
+        """What the broker answered after the event was held; None when nothing has come."""
+        return self._late.pop(event_id, None)
 
     def take_settled(self) -> list[Entry]:
         """
@@ -247,6 +297,15 @@ class Window:
                 self._unwritten[entry.key] -= 1
                 if not self._unwritten[entry.key]:
                     del self._unwritten[entry.key]
+
+    def _note_late(self, delivery_tag: int, *, multiple: bool, accepted: bool) -> None:
+        tags = [
+            tag for tag in self._overdue if tag == delivery_tag or (multiple and tag < delivery_tag)
+        ]
+        late = [self._overdue.pop(tag) for tag in tags]
+        unroutable = self._take_returned(late) if self._returned else {}
+        for entry in late:
+            self._late[entry.id] = LateConfirm(accepted, unroutable.get(entry))
 
     def _take_returned(self, covered: Sequence[Entry]) -> dict[Entry, str]:
         """

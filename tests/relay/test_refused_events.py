@@ -259,3 +259,66 @@ def test_a_leader_killed_while_it_searches_is_succeeded_in_the_search(
     arrived = copies(world)
     assert set(arrived) == set(good)
     assert max(arrived.values()) <= MAX_COPIES + kills
+
+
+def raft_process(rabbit: LocalRabbit, vhost: str, queue: str, call: str) -> None:
+    """Suspend or resume what orders a quorum queue's messages: it has no leader meanwhile."""
+    rabbit.evaluate(
+        f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue,'
+        f' <<"{queue}">>)), {{Name, _}} = amqqueue:get_pid(Q), sys:{call}(Name)'
+    )
+
+
+def test_a_queue_that_owes_its_confirms_stops_no_other_and_repeats_nothing(
+    world: OutboxWorld, start_relay: StartRelay, rabbit_server: RabbitServer, vhost: str
+) -> None:
+    assert isinstance(rabbit_server, LocalRabbit), "this test needs a broker of its own"
+    with world.channel() as channel:
+        world.declare_queue(channel, "leaderless", "leaderless")
+    relay = start_relay(RELAY_WINDOW_MESSAGES="100")
+    world.append(routing_key="leaderless")
+    world.wait_all_published()
+    assert len(world.drain("leaderless")) == 1
+    raft_process(rabbit_server, vhost, "leaderless", "suspend")
+    owed = world.append(3, key="owed", routing_key="leaderless")
+    owed += world.append(3, routing_key="leaderless")
+    good = world.append(500)
+    wait_until(
+        lambda: world.states() == {"held": len(owed), "published": len(good) + 1},
+        "the others are published",
+        deadline_seconds=25,
+    )
+    assert world.outbox.find_one({"_id": owed[0]})["reason"] == "not_confirmed"  # type: ignore[index]
+    raft_process(rabbit_server, vhost, "leaderless", "resume")
+    world.wait_all_published(90)
+    assert copies(world) == dict.fromkeys(good, 1)
+    arrived = [arrival.message_id for arrival in world.drain("leaderless")]
+    assert sorted(arrived) == sorted(owed)
+    assert [event_id for event_id in arrived if event_id in owed[:3]] == owed[:3]
+    assert relay.output().count("relay.leading") == 1
+
+
+def test_a_queue_that_blocks_its_whole_channel_is_found_and_stops_no_other(
+    world: OutboxWorld, start_relay: StartRelay, rabbit_server: RabbitServer, vhost: str
+) -> None:
+    """RabbitMQ registers a channel with a quorum queue first, and does nothing else meanwhile."""
+    assert isinstance(rabbit_server, LocalRabbit), "this test needs a broker of its own"
+    with world.channel() as channel:
+        world.declare_queue(channel, "leaderless", "leaderless")
+    relay = start_relay(RELAY_WINDOW_MESSAGES="100")
+    relay.wait_log("resync.completed")
+    raft_process(rabbit_server, vhost, "leaderless", "suspend")
+    owed = world.append(2, routing_key="leaderless")
+    good = world.append(300)
+    wait_until(
+        lambda: world.states() == {"held": len(owed), "published": len(good)},
+        "the others are published",
+        deadline_seconds=90,
+    )
+    raft_process(rabbit_server, vhost, "leaderless", "resume")
+    world.wait_all_published(90)
+    assert max(copies(world).values()) <= MAX_COPIES
+    arrived = Counter(arrival.message_id for arrival in world.drain("leaderless"))
+    assert set(arrived) == set(owed)
+    assert max(arrived.values()) <= MAX_COPIES
+    assert relay.output().count("relay.leading") == 2

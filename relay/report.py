@@ -134,7 +134,7 @@ class Report:
         self._closures.inc()
 
     def search_waits(self, reason: str | None) -> bool:
-        """The broker refuses every message; None once it accepts one. False when known already."""
+        """The broker refuses what is left; None once it accepts one. False when known already."""
         is_new = self._refused is None
         self._refused = reason
         return is_new
@@ -184,7 +184,7 @@ class Report:
         if leadership.connection.blocked:
             return "RabbitMQ blocks publishing: it is short of memory or disk space"
         if self._refused is not None:
-            return f"RabbitMQ refuses every message: {self._refused}"
+            return f"RabbitMQ refuses what is to be published: {self._refused}"
         unrenewed_seconds = leadership.checkpoint.silent_seconds
         if unrenewed_seconds > PATIENCE_SECONDS:
             return f"no sign of life was written to MongoDB for {unrenewed_seconds:.0f} s"

@@ -204,7 +204,7 @@ def test_a_write_permission_revoked_with_one_event_pending_blames_nobody(
     (event_id,) = world.append()
     relay.wait_log("grant the relay's user the permissions")
     pages = Monitoring(port)
-    pages.wait_unready("RabbitMQ refuses every message: 403 ACCESS_REFUSED")
+    pages.wait_unready("RabbitMQ refuses what is to be published: 403 ACCESS_REFUSED")
     assert world.states() == {None: 1}
     rabbit_server.permit_writes(vhost, ".*")
     world.wait_state(event_id, "published")

@@ -9,7 +9,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from outbox.event import Event
 from relay.checkpoint import Position
-from relay.window import BEHIND, NACKED, UNROUTABLE, Entry, Fate, Window
+from relay.window import (
+    BEHIND,
+    NACKED,
+    UNCONFIRMED,
+    UNROUTABLE,
+    Entry,
+    Fate,
+    LateConfirm,
+    Window,
+)
 
 KEYS = ("a", "b", "c")
 
@@ -200,6 +209,55 @@ def test_a_return_of_another_routing_key_means_another_event() -> None:
     window.returned("1", "elsewhere", "312 NO_ROUTE")
     window.confirmed(1, multiple=False, accepted=True)
     assert [entry.fate for entry in window.take_settled()] == [Fate.PUBLISHED]
+
+
+def test_what_a_closed_channel_leaves_unconfirmed_is_recalled_in_order() -> None:
+    window = a_window()
+    first, second, third, fourth = (an_entry(n, key) for n, key in enumerate("abcd"))
+    publish(window, first, second, third)
+    window.confirmed(2, multiple=False, accepted=True)
+    assert window.recall() == [first, third]
+    assert window.in_flight_count == 0
+    assert not window.is_empty
+    publish(window, fourth)  # the first on the next channel
+    window.confirmed(1, multiple=True, accepted=True)
+    assert fourth.fate is Fate.PUBLISHED
+    assert first.fate is None
+    window.answered(first, accepted=True, no_queue=None)
+    window.park(third, "closes_the_channel")
+    assert [entry.fate for entry in window.take_settled()] == [
+        *(Fate.PUBLISHED, Fate.PUBLISHED, Fate.PARKED, Fate.PUBLISHED)
+    ]
+    assert window.unconfirmed_count == 0
+
+
+def test_what_is_set_aside_keeps_back_its_key_and_nobody_else() -> None:
+    window = a_window()
+    aside, behind, other = an_entry(1, "a"), an_entry(2, "a"), an_entry(3, "b")
+    assert window.admit(aside)
+    window.set_aside(aside)
+    assert not window.admit(behind)
+    assert window.admit(other)
+    assert window.answered(aside, accepted=True, no_queue=None).ready == [behind]
+
+
+def test_an_overdue_event_is_held_once_a_later_one_is_confirmed() -> None:
+    window = a_window()
+    overdue, behind, later = an_entry(1, "a"), an_entry(2, "a"), an_entry(3, "b")
+    publish(window, overdue, behind, later)
+    assert window.hold_overdue(before_tag=3) == []
+    window.confirmed(2, multiple=False, accepted=True)
+    assert window.hold_overdue(before_tag=3) == [overdue]
+    assert [(entry.fate, entry.reason) for entry in window.take_settled()] == [
+        (Fate.HELD, UNCONFIRMED),
+        (Fate.HELD, BEHIND),
+        (Fate.PUBLISHED, ""),
+    ]
+    assert window.is_owed(1)
+    window.confirmed(1, multiple=False, accepted=True)
+    assert not window.is_owed(1)
+    assert window.take_late_confirm(1) == LateConfirm(accepted=True, no_queue=None)
+    assert window.take_late_confirm(1) is None
 
 
 def test_what_waits_behind_a_refused_event_is_held_with_it() -> None:

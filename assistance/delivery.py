@@ -44,9 +44,16 @@ OPEN_STATES = (*ACTIVE_STATES, DeliveryState.NEEDS_DECISION.value)
 
 
 class UnknownRule(StrEnum):
-    """What follows an unknown outcome; a setting of each destination."""
+    """
+    What follows an unknown outcome; a setting of each destination.
+
+    REPEAT  the call is repeated as any other, for third parties that recognise a repeat
+    RARELY  it is repeated a few times and late, since people may see a duplicate; then ASK
+    ASK     a person finds out whether the third party has the message
+    """
 
     REPEAT = "repeat"
+    RARELY = "rarely"
     ASK = "ask"
 
 
@@ -178,6 +185,7 @@ def conclude(
     *,
     attempts_made: int,
     attempts_in_all: int = 1,
+    unknown_outcomes: int = 1,
     policy: RetryPolicy,
     now: datetime,
     randomness: random.Random,
@@ -188,10 +196,11 @@ def conclude(
 
     attempts_made: those that count, this one among them if its verdict counts.
     attempts_in_all: those that do not count included.
+    unknown_outcomes: how many of the counted attempts had one, this one included.
 
-    An unknown outcome is repeated with the same idempotency key, as a later one is: asking twice
-    is better than losing it; unless the rule is to ask a person. When the attempts are used up
-    either fails; what does not count fails nothing.
+    An unknown outcome is repeated with the same idempotency key, as the rule says: a repeat is
+    better than a loss. When the attempts are used up the delivery fails, unless the rule is to ask;
+    attempts that do not count fail nothing.
     """
     match verdict:
         case Done():
@@ -209,6 +218,11 @@ def conclude(
             return TryAgain(now + timedelta(seconds=uncounted_seconds))
         case Unknown() if on_unknown is UnknownRule.ASK:
             return Ask()
+        case Unknown() if on_unknown is UnknownRule.RARELY:
+            late_seconds = policy.unknown_delay_seconds(unknown_outcomes, attempts_made, randomness)
+            return (
+                Ask() if late_seconds is None else TryAgain(now + timedelta(seconds=late_seconds))
+            )
         case Later() | Unknown():
             retry_after = verdict.retry_after_seconds if isinstance(verdict, Later) else None
             delay_seconds = policy.delay_seconds(attempts_made, retry_after, randomness)

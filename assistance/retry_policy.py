@@ -10,6 +10,10 @@ from dataclasses import dataclass
 #:   waits     -   5 s   30 s   2 min  10 min  30 min  2 h   6 h
 DEFAULT_DELAYS_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0)
 
+#: Waits before a call with an unknown outcome is repeated, where the third party does not recognise
+#: a repeat: people may see a duplicate, so at most two, well apart, within a day.
+DEFAULT_UNKNOWN_DELAYS_SECONDS = (900.0, 14400.0)
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -19,11 +23,14 @@ class RetryPolicy:
     that failed together are not retried together.
     retry_after_cap_seconds: the longest wait that a third party may ask for. It can only lengthen a
     wait of the schedule, never shorten it.
+    unknown_delays_seconds: the waits after the first, second, ... unknown outcome, where it is
+    repeated rarely.
     """
 
     delays_seconds: tuple[float, ...] = DEFAULT_DELAYS_SECONDS
     jitter_ratio: float = 0.2
     retry_after_cap_seconds: float = 21600.0
+    unknown_delays_seconds: tuple[float, ...] = DEFAULT_UNKNOWN_DELAYS_SECONDS
 
     @property
     def attempts_limit(self) -> int:
@@ -37,6 +44,16 @@ class RetryPolicy:
             return None
         scheduled_seconds = self._spread(self.delays_seconds[attempts_made - 1], randomness)
         return self._lengthened(scheduled_seconds, retry_after_seconds)
+
+    def unknown_delay_seconds(
+        self, unknown_outcomes: int, attempts_made: int, randomness: random.Random
+    ) -> float | None:
+        """Seconds until a call with an unknown outcome is repeated, or None when it is not."""
+        if unknown_outcomes > len(self.unknown_delays_seconds):
+            return None
+        if attempts_made >= self.attempts_limit:
+            return None
+        return self._spread(self.unknown_delays_seconds[unknown_outcomes - 1], randomness)
 
     def uncounted_delay_seconds(
         self,

@@ -8,7 +8,11 @@ from pydantic_settings import SettingsConfigDict
 
 from assistance.breaker import BreakerPolicy
 from assistance.delivery import UnknownRule
-from assistance.retry_policy import DEFAULT_DELAYS_SECONDS, RetryPolicy
+from assistance.retry_policy import (
+    DEFAULT_DELAYS_SECONDS,
+    DEFAULT_UNKNOWN_DELAYS_SECONDS,
+    RetryPolicy,
+)
 from assistance.routing import RoutingTable
 from runtime.settings import (
     MongoSettings,
@@ -85,6 +89,11 @@ class CallSettings(SettingsTable):
         le=MAX_WAIT_SECONDS,
         description="the longest wait that a third party may ask for with `Retry-After`",
     )
+    unknown_delays_seconds: Delays = Field(
+        default=DEFAULT_UNKNOWN_DELAYS_SECONDS,
+        description="for destinations that repeat an unknown outcome `rarely`: the wait after the "
+        "first, second, ... lost answer; after one more a person is asked",
+    )
     call_timeout_seconds: float = Field(
         default=10.0, gt=0, description="the deadline of one call to a third party"
     )
@@ -123,7 +132,10 @@ class CallSettings(SettingsTable):
     @property
     def retry_policy(self) -> RetryPolicy:
         return RetryPolicy(
-            self.retry_delays_seconds, self.retry_jitter_ratio, self.retry_after_cap_seconds
+            self.retry_delays_seconds,
+            self.retry_jitter_ratio,
+            self.retry_after_cap_seconds,
+            self.unknown_delays_seconds,
         )
 
     @property
@@ -173,10 +185,11 @@ class DestinationSettings(SettingsTable):
     retry_delays_seconds: Delays | None = Field(
         default=None, description="overrides RETRY_DELAYS_SECONDS for this destination"
     )
-    on_unknown: UnknownRule = Field(
-        default=UnknownRule.REPEAT,
-        description="after a call that was not answered: `repeat` it with the same idempotency "
-        "key, or `ask` a person",
+    on_unknown: UnknownRule | None = Field(
+        default=None,
+        description="what follows a call whose answer was lost: `repeat` it on the retry schedule, "
+        "repeat it `rarely` and then ask a person, or `ask` a person at once. The default is "
+        "`repeat` for webhooks, whose receivers recognise a repeat, and `rarely` for the others",
     )
 
     @field_validator("rate_per_second")

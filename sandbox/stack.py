@@ -48,6 +48,9 @@ SHORT_SCHEDULE = {
     "CALL_TIMEOUT_SECONDS": "3",
     "LEASE_MARGIN_SECONDS": "2",
     "BREAKER_FIRST_WAIT_SECONDS": "1",
+    # nor a person to ask about lost answers
+    "DESTINATION_SLACK_ON_UNKNOWN": "repeat",
+    "DESTINATION_EMAIL_ON_UNKNOWN": "repeat",
     # the sandbox's Slack bears any rate
     "DESTINATION_SLACK_RATE_PER_SECOND": "0",
 }

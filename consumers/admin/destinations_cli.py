@@ -11,7 +11,7 @@ from assistance.breaker import BreakerState, DestinationState, breaker_state, de
 from assistance.routing import Destination as RoutedDestination
 from assistance.routing import RoutingTable
 from consumers.admin.cli import with_database
-from consumers.channels import UnknownChannel, find_channel, settings_table
+from consumers.channels import UnknownChannel, find_channel, settings_table, unknown_rule
 from consumers.delivery.destinations import Destinations, Seen
 from consumers.settings import CallSettings, destination_table, with_own
 from runtime.exit_codes import ExitCode
@@ -219,7 +219,7 @@ def _configured(name: str, table: RoutesTable, destination: RoutedDestination) -
         "call timeout": f"{calls.call_timeout_seconds:g} s",
         "schedule": ", ".join(f"{seconds:g} s" for seconds in calls.retry_delays_seconds)
         or "one attempt",
-        "on unknown": own.on_unknown.value,
+        "on unknown": unknown_rule(channel, own.on_unknown).value,
         **({} if isinstance(channel_settings, list) else _masked(channel_settings)),
         **({"channel's settings": "not given here"} if missing else {}),
     }

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pydantic_settings import SettingsConfigDict
 
+from assistance.delivery import UnknownRule
 from assistance.verdict import Verdict
 from runtime.settings import SettingsTable
 
@@ -54,6 +55,9 @@ class DeliveryChannel(Protocol):
     #: A channel may have a class attribute RATE_PER_SECOND: the vendor's limit, which applies
     #: unless the destination has its own. Without it there is no limit.
 
+    #: It may have KNOWS_IDEMPOTENCY_KEY = True: the third party recognises a repeat by the key, so
+    #: that an unknown outcome is repeated on schedule. Without it, that happens rarely.
+
     def __init__(self, settings: Any, *, call_timeout_seconds: float) -> None: ...
 
     async def send(self, message: OutboundMessage) -> Verdict: ...
@@ -80,3 +84,11 @@ def settings_table(channel: type[DeliveryChannel], destination: str) -> type[Set
     prefix = destination.replace("-", "_") + "_"
     config = SettingsConfigDict(env_prefix=prefix)
     return type(channel.Settings.__name__, (channel.Settings,), {"model_config": config})
+
+
+def unknown_rule(channel: object, own: UnknownRule | None) -> UnknownRule:
+    """The rule after an unknown outcome: the destination's own, or else by the channel."""
+    if own is not None:
+        return own
+    knows_key = getattr(channel, "KNOWS_IDEMPOTENCY_KEY", False)
+    return UnknownRule.REPEAT if knows_key else UnknownRule.RARELY

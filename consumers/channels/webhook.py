@@ -131,6 +131,8 @@ class WebhookSettings(SettingsTable):
 
 class Webhook:
     Settings = WebhookSettings
+    #: by `webhook-id`, as Standard Webhooks requires of receivers
+    KNOWS_IDEMPOTENCY_KEY = True
 
     def __init__(self, settings: WebhookSettings, *, call_timeout_seconds: float) -> None:
         self._url = settings.url.get_secret_value()

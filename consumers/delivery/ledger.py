@@ -83,6 +83,7 @@ class Claim:
     attempt: counts from one. With `used_up` it is the last one made, and no further call is due.
     With `lost` its worker died, and an operator decides before the next call.
     counted: how many attempts are used up, this one included.
+    unknown_outcomes: how many counted attempts before this one had an unknown outcome.
     may_be_repeat: an earlier attempt ended without an answer.
     claimed_at, lease_until: begin and end of the lease, by the server's clock.
     answered, expires: when the claim was answered and when it ends, by `time.monotonic`.
@@ -100,6 +101,7 @@ class Claim:
     counted: int
     used_up: bool
     lost: bool
+    unknown_outcomes: int
     may_be_repeat: bool
     claimed_at: datetime
     lease_until: datetime
@@ -152,6 +154,8 @@ class Ledger:
         attempts = delivery["attempts"]
         no_call = attempts[-1]["fence"] != delivery["fence"]
         lost = no_call and self._asks and attempts[-1].get("code") == WORKER_LOST.code
+        unknown_outcomes = _unknown_outcomes(delivery)
+        lost = lost or self._no_more_repeats(unknown_outcomes)
         return Claim(
             request_id=request_id,
             destination=destination,
@@ -164,6 +168,7 @@ class Ledger:
             counted=delivery["attempts_counted"],
             used_up=no_call and not lost,
             lost=lost,
+            unknown_outcomes=unknown_outcomes,
             may_be_repeat=any(attempt.get("verdict") == "unknown" for attempt in attempts),
             lease_until=delivery["lease_until"],
             claimed_at=delivery["lease_until"] - timedelta(seconds=self._lease_seconds),
@@ -188,6 +193,7 @@ class Ledger:
             verdict,
             attempts_made=claim.counted,
             attempts_in_all=claim.attempt,
+            unknown_outcomes=claim.unknown_outcomes + 1,
             policy=self._policy,
             now=claim.now(),
             randomness=self._randomness,
@@ -323,6 +329,11 @@ class Ledger:
     def _asks(self) -> bool:
         return self._on_unknown is UnknownRule.ASK
 
+    def _no_more_repeats(self, unknown_outcomes: int) -> bool:
+        """Whether workers died in calls so often that a person must decide before the next one."""
+        repeats_limit = len(self._policy.unknown_delays_seconds)
+        return self._on_unknown is UnknownRule.RARELY and unknown_outcomes > repeats_limit
+
     def _claimed(self) -> dict[str, Any]:
         made = {"$size": "$$delivery.attempts"}
         fence = {"$add": ["$$delivery.fence", 1]}
@@ -349,6 +360,13 @@ class Ledger:
             "attempts_counted": {"$cond": [no_call, counted, {"$add": [counted, 1]}]},
             "attempts": {"$cond": [no_call, lost, {"$concatArrays": [lost, [new]]}]},
         }
+
+
+def _unknown_outcomes(delivery: Delivery) -> int:
+    """Among the attempts that are used up; an operator who reopens a delivery resets them."""
+    counted = [one for one in delivery["attempts"] if one.get("counted", True)]
+    newest = counted[len(counted) - delivery["attempts_counted"] :]
+    return sum(one.get("verdict") == "unknown" for one in newest)
 
 
 def _is_claimed(delivery: Delivery) -> bool:

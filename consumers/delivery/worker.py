@@ -22,7 +22,7 @@ from assistance.delivery import Ask, Failed, Succeeded, TryAgain
 from assistance.events import read_hint
 from assistance.verdict import Later, Unknown, Verdict
 from consumers import topology
-from consumers.channels import DeliveryChannel, OutboundMessage
+from consumers.channels import DeliveryChannel, OutboundMessage, unknown_rule
 from consumers.database import open_database
 from consumers.delivery.destinations import Destinations
 from consumers.delivery.gate import Admission, Gate, as_recorded
@@ -294,7 +294,7 @@ async def run_worker(
             policy=settings.retry_policy,
             lease_seconds=settings.lease_seconds,
             worker=f"{socket.gethostname()}/{os.getpid()}",
-            on_unknown=own.on_unknown,
+            on_unknown=unknown_rule(third_party, own.on_unknown),
         )
         destinations = Destinations(database)
         gate = Gate(

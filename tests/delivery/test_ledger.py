@@ -14,6 +14,7 @@ from assistance.delivery import Ask, Failed, Succeeded, TryAgain, UnknownRule
 from assistance.request import next_due_at
 from assistance.retry_policy import RetryPolicy
 from assistance.verdict import Done, Later, Never, Unknown
+from consumers.admin.needs_decision import NeedsDecision
 from consumers.delivery.ledger import (
     NONE_LEFT,
     WORKER_LOST,
@@ -26,6 +27,7 @@ from consumers.delivery.ledger import (
 from consumers.delivery.updates import change, given
 from outbox.collection import OUTBOX
 from runtime.mongo import Database, close, ensure_collection, open_client
+from runtime.operations import Operator
 from sandbox.waiting import wait_until_async
 from tests.support.deliveries import Deliveries
 
@@ -402,3 +404,47 @@ async def test_the_holder_knows_when_its_lease_ends(
     assert claim.seconds_left() < 0, "the holder's own lease never outlives the server's"
     skew = abs(claim.now() - datetime.now(UTC))
     assert skew < timedelta(seconds=1)
+
+
+async def test_lost_answers_are_repeated_twice_and_then_a_person_is_asked(
+    database: Database, deliveries: Deliveries
+) -> None:
+    """Also when workers died during the calls; an operator's retry starts the count again."""
+    rarely = Ledger(
+        database, policy=RetryPolicy(), lease_seconds=30, worker="w", on_unknown=UnknownRule.RARELY
+    )
+    unanswered, orphaned = deliveries.accept(), deliveries.accept()
+    for number in range(3):
+        make_due(deliveries, unanswered)
+        claim = await claimed(rarely, unanswered)
+        assert not claim.lost
+        recorded = await rarely.record(claim, Unknown("no_answer_in_time"), 1)
+        assert isinstance(recorded, Recorded)
+        assert isinstance(recorded.conclusion, Ask if number == 2 else TryAgain)
+    assert deliveries.delivery(unanswered)["state"] == "needs_decision"
+    for _ in range(3):
+        make_due(deliveries, orphaned)
+        assert not (await claimed(rarely, orphaned)).lost
+    make_due(deliveries, orphaned)
+    claim = await claimed(rarely, orphaned)
+    assert claim.lost
+    assert await rarely.record(claim, WORKER_LOST, 0) == Recorded(Ask())
+
+    await NeedsDecision(database).retry(unanswered, SLACK, Operator("ann", "not in the channel"))
+    make_due(deliveries, unanswered)
+    claim = await claimed(rarely, unanswered)
+    assert (claim.lost, claim.unknown_outcomes) == (False, 0)
+
+
+async def test_what_certainly_failed_does_not_count_as_an_unknown_outcome(
+    database: Database, deliveries: Deliveries
+) -> None:
+    rarely = Ledger(
+        database, policy=RetryPolicy(), lease_seconds=30, worker="w", on_unknown=UnknownRule.RARELY
+    )
+    request_id = deliveries.accept()
+    for verdict in (Later("503"), Unknown("reset"), Later("503"), Later("535", counts=False)):
+        make_due(deliveries, request_id)
+        await rarely.record(await claimed(rarely, request_id), verdict, 1)
+    make_due(deliveries, request_id)
+    assert (await claimed(rarely, request_id)).unknown_outcomes == 1

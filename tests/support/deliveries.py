@@ -215,6 +215,8 @@ def slack_settings(third_parties: ThirdParties) -> dict[str, str]:
         "slack_webhook_url": third_parties.slack_url,
         # the sandbox's Slack bears any rate
         "destination_slack_rate_per_second": "0",
+        # no test has a quarter of an hour
+        "destination_slack_on_unknown": "repeat",
     }
 
 
@@ -225,4 +227,5 @@ def email_settings(third_parties: ThirdParties) -> dict[str, object]:
         "email_smtp_tls": "none",
         "email_sender": "assistant@example.org",
         "email_recipients": "pricing@example.org",
+        "destination_email_on_unknown": "repeat",
     }

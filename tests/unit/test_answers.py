@@ -2,7 +2,8 @@
 
 import pytest
 
-from consumers.channels import email, find_channel, slack, webhook
+from assistance.delivery import UnknownRule
+from consumers.channels import email, find_channel, slack, unknown_rule, webhook
 from consumers.channels.answers import Meaning, Row
 from tests.support.paths import REPOSITORY
 
@@ -34,3 +35,9 @@ def test_every_channel_of_the_product_has_a_table() -> None:
 
 def _written(row: Row) -> str:
     return f"| {row.moment} | {row.answer} | {row.meaning.value} | {row.reason} |"
+
+
+def test_only_a_third_party_that_recognises_a_repeat_gets_one_on_schedule() -> None:
+    rules = {name: unknown_rule(find_channel(name), None).value for name in TABLES}
+    assert rules == {"slack": "rarely", "email": "rarely", "webhook": "repeat"}
+    assert unknown_rule(find_channel("slack"), UnknownRule.REPEAT) is UnknownRule.REPEAT

@@ -183,6 +183,28 @@ class TestDelivery:
         assert isinstance(conclusion, TryAgain)
         assert conclusion.due_at >= NOW
 
+    @given(policies, st.integers(1, 12), st.integers(1, 12), seeds)
+    def test_an_unknown_outcome_is_repeated_rarely_and_late_and_then_a_person_is_asked(
+        self, policy: RetryPolicy, attempts_made: int, unknown_outcomes: int, seed: int
+    ) -> None:
+        conclusion = conclude(
+            Unknown("reset"),
+            attempts_made=attempts_made,
+            unknown_outcomes=unknown_outcomes,
+            policy=policy,
+            now=NOW,
+            randomness=random.Random(seed),
+            on_unknown=UnknownRule.RARELY,
+        )
+        if unknown_outcomes > 2 or attempts_made >= policy.attempts_limit:
+            assert conclusion == Ask()
+        else:
+            assert isinstance(conclusion, TryAgain)
+            wait = (conclusion.due_at - NOW).total_seconds()
+            late = (900.0, 14400.0)[unknown_outcomes - 1]
+            assert late * (1 - policy.jitter_ratio) - 1 <= wait
+            assert wait <= late * (1 + policy.jitter_ratio) + 1
+
     @given(policies, st.integers(1, 12))
     def test_a_person_is_asked_about_an_unknown_outcome_where_that_is_the_rule(
         self, policy: RetryPolicy, attempts_made: int

@@ -109,6 +109,31 @@ def test_an_open_breaker_costs_no_attempts_and_no_hints_and_fails_no_request(
         stop(worker)
 
 
+def test_a_mail_server_that_refuses_us_fails_no_request_and_uses_up_no_attempt(
+    stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
+) -> None:
+    """It answers 554 to the connection for longer than the retry schedule lasts."""
+    third_parties.misbehave("email", "status", code=554, stage="connect")
+    worker = stage.start(
+        "email", retry_delays_seconds="[0.1]", breaker_longest_wait_seconds=0.4, breaker_failures=0
+    )
+    stage.start_reconciler()
+    requests = [deliveries.accept(topic="pricing", destinations=("email",)) for _ in range(8)]
+
+    def openings() -> int:
+        state = deliveries.database["destinations"].find_one({"_id": "email"}) or {}
+        return int(state.get("openings", 0))
+
+    stage.wait(lambda: openings() >= 4, "several probes have failed", deadline_seconds=40)
+    assert deliveries.count("accepted") == 8
+    for each in requests:
+        assert all(not one.get("counted", True) for one in deliveries.attempts(each, "email")[:-1])
+    assert lines(worker, "email.misconfigured")
+    third_parties.behave()
+    stage.wait_count("succeeded", 8, deadline_seconds=60)
+    assert deliveries.letters() == []
+
+
 def test_another_worker_probes_once_the_right_of_one_killed_in_its_probe_has_expired(
     stage: Stage, deliveries: Deliveries, third_parties: ThirdParties
 ) -> None:

@@ -60,10 +60,10 @@ def test_half_sent_heads_neither_stay_open_nor_keep_calls_out(service: RunningSe
         with service.client({"X-API-KEY": service.keys[0]}) as http:
             assert http.get("/livez").status_code == 200
             assert http.post(PATH, json=OLD_BODY).status_code == 202
-        for connection in slow[: -MAX_CONNECTIONS - 1]:
-            connection.wait_closed()
-        assert slow[-1].answer().status == 408
-        slow[-1].wait_closed()
+        # on a slow machine the deadline comes before a new connection
+        ends = [connection.until_closed().partition(b"\r\n")[0] for connection in slow]
+        assert set(ends) <= {b"", b"HTTP/1.1 408 Request Timeout"}
+        assert ends[-1]
 
 
 def test_a_body_that_does_not_arrive_in_time_is_answered_408(

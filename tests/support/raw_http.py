@@ -47,6 +47,13 @@ class RawConnection:
         with suppress(ConnectionError):
             assert self._connection.recv(65536) == b""
 
+    def until_closed(self) -> bytes:
+        """Everything that is sent before the other side closes."""
+        with suppress(ConnectionError):
+            while received := self._connection.recv(65536):
+                self._received += received
+        return self._received
+
     def _receive(self) -> None:
         received = self._connection.recv(65536)
         assert received, f"closed after {self._received!r}"

@@ -39,6 +39,9 @@ ROUTING_HEADERS = frozenset({"CC", "BCC"})
 #: AMQP's timestamp counts seconds from 1970 and has no sign.
 FIRST_TIMESTAMP_YEAR = 1970
 
+#: Beyond it, a double does not hold every integer.
+MAX_WHOLE_DOUBLE = 2**53
+
 ID_KINDS = (str, ObjectId, UUID)
 
 UUID_SUBTYPES = frozenset({3, 4})
@@ -123,7 +126,7 @@ def read_event(document: Mapping[str, Any]) -> Event:
         message_id=message_id,
         type=_short_text(document, "type"),
         key=message_id if key is None else key,
-        seq=_optional(document, "seq", int),
+        seq=_seq(document),
         routing_key=_short_text(document, "routing_key"),
         must_route=True if must_route is None else must_route,
         body=_body(document),
@@ -175,6 +178,15 @@ def _optional(document: Mapping[str, Any], name: str, kind: type) -> Any:
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
     raise UnfitEvent(UNFIT_TYPE, f"{name} is {type(value).__name__}; it must be {kind.__name__}")
+
+
+def _seq(document: Mapping[str, Any]) -> int | None:
+    """Drivers of some languages write every number as a double; a whole one is an integer."""
+    seq = document.get("seq")
+    if isinstance(seq, float) and seq.is_integer() and abs(seq) <= MAX_WHOLE_DOUBLE:
+        return int(seq)
+    number: int | None = _optional(document, "seq", int)
+    return number
 
 
 def _content_type(document: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ The position of a relay group, and the epoch that fences it.
      settled,                       number of events this group has settled, across epochs
      position: {token, cluster_time},
      pipeline,                      the pipeline of the token's change stream
+     source: {replica_set, database, collection, uuid},
+                                    the outbox that the position belongs to
      handover: {reason, since},     during a resync
      search: {settled_to, code, reason, since},
                                     while the event is searched that the broker refuses
@@ -28,15 +30,17 @@ from loguru import logger
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from relay.lease import PUBLISH_LIMIT_SECONDS
+from relay.lease import LEADER_TIMEOUT_SECONDS, PUBLISH_LIMIT_SECONDS, lease_of
+from relay.source import Source
 from runtime import clock
-from runtime.mongo import Database, ping
+from runtime.mongo import Database, UnsuitableServer, ping
 
 CHECKPOINTS = "checkpoints"
 
 FIRST_START = "first_start"
 UNFINISHED = "unfinished_handover"
 PIPELINE_CHANGED = "pipeline_changed"
+SOURCE_CHANGED = "another_outbox"
 
 
 class Deposed(Exception):
@@ -88,6 +92,7 @@ class Checkpoint:
     resync_reason: str | None
     led_since: datetime
     renewed_at: float
+    source: Source
     search: UnfinishedSearch | None = None
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -100,6 +105,7 @@ class Checkpoint:
         group: str,
         owner: str,
         pipeline: str,
+        source: Source,
         lock: str | None = None,
     ) -> "Checkpoint | None":
         """
@@ -127,6 +133,8 @@ class Checkpoint:
                             "settled": {"$ifNull": ["$settled", {"$toLong": 0}]},
                         }
                     },
+                    # a document of an older version names none
+                    {"$set": {"source": {"$ifNull": ["$source", {"$literal": source.document()}]}}},
                     {"$unset": "lease"},
                     {"$set": {"lease": lease}},
                 ],
@@ -145,9 +153,10 @@ class Checkpoint:
             epoch=document["epoch"],
             settled=document["settled"],
             position=position,
-            resync_reason=_resync_reason(document, pipeline),
+            resync_reason=_resync_reason(document, pipeline, source),
             led_since=document["led_since"],
             renewed_at=sent_at,
+            source=source,
             search=_unfinished_search(document),
         )
 
@@ -198,9 +207,8 @@ class Checkpoint:
         """All events pending at this position are settled; save it. Raises Deposed."""
         self.resync_reason, self.position = None, position
         under_way = {"handover": {"$ne": None}}
-        await self._write(
-            under_way, {"handover": None, "pipeline": pipeline, **_position_fields(position)}
-        )
+        belongs_to = {"pipeline": pipeline, "source": self.source.document()}
+        await self._write(under_way, {"handover": None, **belongs_to, **_position_fields(position)})
 
     async def begin_search(self, *, settled_to: int, code: int | None, reason: str) -> None:
         """Let a successor publish one at a time up to this event. Raises Deposed."""
@@ -255,18 +263,41 @@ class Checkpoint:
         return Deposed(f"the position of group {self.group!r} has a newer epoch")
 
 
+async def check_alone(checkpoint: Checkpoint) -> None:
+    """
+    Raises UnsuitableServer when a leader of another group serves the same outbox.
+
+    Called by a leader, whose own lease the other one sees: of two that start at once, one notices.
+    """
+    others = checkpoint.database[CHECKPOINTS].find(
+        {"_id": {"$ne": checkpoint.group}, "source": checkpoint.source.document()}
+    )
+    async for other in others:
+        lease = lease_of(other)
+        if lease is None or lease.released or checkpoint.source.uuid is None:
+            continue
+        if (clock.now() - lease.renewed_at).total_seconds() < LEADER_TIMEOUT_SECONDS:
+            raise UnsuitableServer(
+                f"the relay group {other['_id']!r} serves the outbox"
+                f" {checkpoint.source.collection!r} already, so that each event would be published"
+                f" twice: set RELAY_GROUP={other['_id']}, or stop the relays of that group first"
+            )
+
+
 def _unfinished_search(document: Mapping[str, Any]) -> UnfinishedSearch | None:
     stored = document.get("search")
     return UnfinishedSearch(stored["settled_to"], stored["code"]) if stored else None
 
 
-def _resync_reason(document: Mapping[str, Any], pipeline: str) -> str | None:
+def _resync_reason(document: Mapping[str, Any], pipeline: str, source: Source) -> str | None:
     if document.get("handover"):
         return UNFINISHED
     if not document.get("position"):
         return FIRST_START
     if document.get("pipeline") != pipeline:
         return PIPELINE_CHANGED
+    if document.get("source") != source.document():
+        return SOURCE_CHANGED
     return None
 
 

@@ -23,6 +23,7 @@ from relay.checkpoint import Checkpoint, Position, look
 from relay.lease import RENEW_SECONDS, Verdict, lock_to_hold, may_lead
 from relay.lock import Locks
 from relay.report import Report
+from relay.source import Source
 from runtime.mongo import Database, is_transient
 from runtime.rabbit import BrokerGone, ChannelClosed, Connection
 from runtime.shutdown import Stop
@@ -62,6 +63,7 @@ class Candidate:
         group: str,
         owner: str,
         pipeline: str,
+        source: Source,
         own_lock: str,
         former_lock: str,
         read_from: Callable[[Position], Awaitable[None]],
@@ -69,7 +71,8 @@ class Candidate:
         self._database = database
         self._locks = locks
         self._report = report
-        self._group, self._owner, self._pipeline = group, owner, pipeline
+        self._group, self._owner = group, owner
+        self._pipeline, self._source = pipeline, source
         self._own_lock, self._former_lock = own_lock, former_lock
         self._read_from = read_from
         self._lease: Any = None
@@ -120,6 +123,7 @@ class Candidate:
             group=self._group,
             owner=self._owner,
             pipeline=self._pipeline,
+            source=self._source,
             lock=self._own_lock if self._own_lock in self._locks.held else None,
         )
 
@@ -168,6 +172,7 @@ class Leader:
         self._is_progressing = is_progressing
         self._on_renewed = on_renewed
         self._is_silent = False
+        self._reported: str | None = None
 
     async def give_signs_of_life(self, over: Stop) -> None:
         """Raises Deposed, and PyMongoError that is not transient."""
@@ -202,15 +207,15 @@ class Leader:
             await over.rest(RENEW_SECONDS if has_lock else LOCK_RETRY_SECONDS)
 
     async def _hold_locks(self) -> bool:
-        refusal = self._locks.refusal
         try:
             for lock in self._locks.held | {self._lock}:
                 await self._locks.hold(lock)
         except (BrokerGone, ChannelClosed):
             pass  # a lost connection ends the term by itself; without the right it goes on
         if self._lock in self._locks.held:
-            self._locks.refusal = None
+            self._reported = None
             return True
-        if refusal is None and self._locks.refusal is not None:
+        if self._locks.refusal != self._reported:
             logger.warning("relay.leads_without_lock", reason=self._locks.refusal)
+            self._reported = self._locks.refusal
         return False

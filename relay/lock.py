@@ -10,7 +10,6 @@ import hashlib
 
 from runtime.rabbit import (
     ACCESS_REFUSED,
-    PRECONDITION_FAILED,
     AmqpChannel,
     ChannelClosed,
     Connection,
@@ -82,8 +81,9 @@ class Locks:
 
 
 def _with_remedy(error: ChannelClosed, name: str) -> str:
-    if error.code == PRECONDITION_FAILED:
-        return f"{error}: delete the queue {name!r}, which is not a relay's"
     if error.code == ACCESS_REFUSED:
         return f"{error}: run `python -m installation rabbitmq`, which grants the permission"
-    return f"{error}: close the connection that holds the queue {name!r}, or restart the broker"
+    return (
+        f"{error}: delete the queue {name!r} if it is a durable one, or close the connection that"
+        " holds it, or restart the broker"
+    )

@@ -13,13 +13,13 @@ from pymongo.errors import PyMongoError
 
 from outbox.collection import INDEXES
 from relay import operations
-from relay.checkpoint import Checkpoint, Deposed, Position
+from relay.checkpoint import Checkpoint, Deposed, Position, check_alone
 from relay.leadership import Candidate, StandbyLost, Stopped
 from relay.lock import Locks, former_lock_name, lock_name
 from relay.monitoring import monitored_relay
 from relay.report import Report
 from relay.settings import RelaySettings
-from relay.source import identify
+from relay.source import check_outbox, identify
 from relay.stream import PIPELINE, OutboxStream, PositionLost
 from relay.term import Ended, Term
 from runtime.mongo import (
@@ -107,6 +107,7 @@ async def _lead_once(
 ) -> Ended:
     await check_server(client)
     database = client[settings.mongodb_database]
+    await check_outbox(database, settings.outbox_collection)
     await ensure_collection(database, settings.outbox_collection, indexes=INDEXES)
     await ensure_collection(database, OPERATIONS, indexes=operations.INDEXES)
     source = await identify(database, settings.outbox_collection)
@@ -123,11 +124,13 @@ async def _lead_once(
             group=group,
             owner=owner,
             pipeline=PIPELINE,
+            source=source,
             own_lock=lock,
             former_lock=former_lock_name(group),
             read_from=lambda position: _read_once(settings, position),
         )
         checkpoint = await candidate.until_leading(stop)
+        await check_alone(checkpoint)
         term = Term(
             settings,
             database,

@@ -20,10 +20,18 @@ from relay.intake import entry_of, is_addressable
 from relay.marks import Marks
 from relay.report import Report
 from relay.resync import SnapshotExpired, read_pending
+from relay.source import identify
 from relay.stream import PIPELINE, Change, OutboxStream, PositionLost
 from relay.sweep import Sweep
 from relay.window import Entry, Fate, Window
-from runtime.mongo import Database, Document, ensure_collection
+from runtime.mongo import (
+    Database,
+    Document,
+    GivenUp,
+    ensure_collection,
+    is_transient,
+    retry_while_unavailable,
+)
 from runtime.shutdown import Stop
 
 #: While the outbox is quiet, the position the server has scanned to is saved this often. Otherwise
@@ -86,11 +94,12 @@ class Reader:
     async def run(self, first_ordinal: int) -> None:
         """Read and admit until asked to stop. Raises PyMongoError, Deposed or BrokerGone."""
         self._next_ordinal = first_ordinal
-        while not self._stop.requested:
-            if self._checkpoint.resync_reason is not None:
-                await self._resync(self._checkpoint.resync_reason)
-            else:
-                await self._tail()
+        with suppress(GivenUp):  # a stop was requested
+            while not self._stop.requested:
+                if self._checkpoint.resync_reason is not None:
+                    await self._resync(self._checkpoint.resync_reason)
+                else:
+                    await self._tail()
 
     async def until_empty(self, stop: Stop) -> None:
         """Wait until every admitted event is settled and saved, or `stop` is requested."""
@@ -119,7 +128,8 @@ class Reader:
         except PositionLost as lost:
             logger.error("position.lost", reason=str(lost))
             await self.until_empty(self._stop)
-            await self._checkpoint.begin_resync(str(lost))
+            reason = str(lost)
+            await retry_while_unavailable(lambda: self._checkpoint.begin_resync(reason), self._stop)
         finally:
             await asyncio.gather(reading, return_exceptions=True)
             await stream.close()
@@ -127,10 +137,10 @@ class Reader:
 
     async def _resync(self, reason: str) -> None:
         """Admit what is pending; the stream continues from the time of that snapshot."""
-        await self._checkpoint.begin_resync(reason)
+        await retry_while_unavailable(lambda: self._checkpoint.begin_resync(reason), self._stop)
         logger.warning("resync.started", reason=reason)
         # the collection may have been dropped during the term
-        await ensure_collection(self._database, self._collection, indexes=INDEXES)
+        await retry_while_unavailable(self._prepare_outbox, self._stop, try_seconds=None)
         published = 0
         try:
             async with aclosing(read_pending(self._database, self._collection)) as pending:
@@ -140,14 +150,22 @@ class Reader:
                         if not await self._admit(self._entry(document, None)):
                             return
                         published += 1
-        except SnapshotExpired as expired:
-            logger.warning("resync.restarted", reason=str(expired), published=published)
+        except (SnapshotExpired, PyMongoError) as error:
+            if not isinstance(error, SnapshotExpired) and not is_transient(error):
+                raise
+            logger.warning("resync.restarted", reason=_in_words(error), published=published)
             await self.until_empty(self._stop)
             return
         await self.until_empty(self._stop)
         if not self._stop.requested:
-            await self._checkpoint.end_resync(position, PIPELINE)
+            await retry_while_unavailable(
+                lambda: self._checkpoint.end_resync(position, PIPELINE), self._stop
+            )
             logger.warning("resync.completed", reason=reason, published=published)
+
+    async def _prepare_outbox(self) -> None:
+        await ensure_collection(self._database, self._collection, indexes=INDEXES)
+        self._checkpoint.source = await identify(self._database, self._collection)
 
     async def _admit_changes(self, changes: Sequence[Change]) -> None:
         entries = [self._entry(change.document, change.position) for change in changes]
@@ -178,7 +196,7 @@ class Reader:
             for entry in entries
             if isinstance(entry.id, Hashable) and is_addressable(entry.id)
         ]
-        known = await self._marks.settled_among(ids)
+        known = await retry_while_unavailable(lambda: self._marks.settled_among(ids), self._stop)
         for entry in entries:
             self._unknown_in_a_row += 1
             if isinstance(entry.id, Hashable) and entry.id in known:
@@ -193,7 +211,13 @@ class Reader:
 
     async def _admit_missed(self) -> None:
         assert self._checkpoint.position is not None
-        for document in await self._sweep.missed(self._checkpoint.position):
+        try:
+            missed = await self._sweep.missed(self._checkpoint.position)
+        except PyMongoError as error:
+            if not is_transient(error):
+                raise
+            return  # the next sweep looks again
+        for document in missed:
             entry = self._entry(document, None)
             logger.error("event.missed", event_id=str(entry.id), key=entry.key)
             if not await self._admit(entry):
@@ -226,3 +250,8 @@ class Reader:
             with suppress(PyMongoError):  # retried after IDLE_SAVE_SECONDS
                 await self._checkpoint.save(settled=self._checkpoint.settled, position=position)
             self._idle_saved_at = monotonic()
+
+
+def _in_words(error: Exception) -> str:
+    """The driver's own text contains the whole topology."""
+    return type(error).__name__ if isinstance(error, PyMongoError) else str(error)

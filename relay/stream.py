@@ -14,7 +14,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from relay.checkpoint import Position
 from runtime.batch_cursor import Batch, BatchCursor
-from runtime.mongo import Document, is_transient
+from runtime.mongo import Document, UnsuitableServer, is_transient
 from runtime.retry import growing_delays
 from runtime.shutdown import Stop
 from runtime.stream_client import StreamClient
@@ -36,10 +36,13 @@ WAIT_MS = 500
 CHANGE_STREAM_HISTORY_LOST = 286
 CHANGE_STREAM_FATAL = 280
 INVALID_RESUME_TOKEN = 260
+BSON_OBJECT_TOO_LARGE = 10334
 POSITION_LOST_CODES = {
     CHANGE_STREAM_HISTORY_LOST: "the oplog has rolled past the position",
     CHANGE_STREAM_FATAL: "the position's resume token was not found",
     INVALID_RESUME_TOKEN: "the position's resume token is not usable",
+    # a resync reads the event by itself, which fits, and parks it
+    BSON_OBJECT_TOO_LARGE: "an event is too large for the change stream",
 }
 NOT_TAKEN = "the server rejects the position's resume token"
 
@@ -149,6 +152,11 @@ class OutboxStream:
             if change["operationType"] == "invalidate":
                 self._lost = "the outbox was dropped or renamed"
                 break
+            if "wallTime" not in change:
+                raise UnsuitableServer(
+                    "the change stream does not say when an event was committed (wallTime):"
+                    " MongoDB 6.0 or newer is needed"
+                )
             changes.append(
                 Change(
                     change["fullDocument"],

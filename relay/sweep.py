@@ -18,6 +18,9 @@ from runtime.mongo import ANY_WRITER, Database, Document
 SWEEP_SECONDS = 10.0
 SWEEP_LIMIT = 1000
 
+#: Of publishing, so that several sweeps in a row keep the order of each key.
+ORDER = [("seq", 1), ("created_at", 1), ("_id", 1)]
+
 
 class Sweep:
     def __init__(self, database: Database, collection: str) -> None:
@@ -41,14 +44,12 @@ class Sweep:
         return missed
 
     async def _still_pending(self) -> list[Document]:
-        cursor = self._outbox.find(
-            {"_id": {"$in": self._seen_ids}, **PENDING}, sort=[("seq", 1), ("created_at", 1)]
-        )
+        cursor = self._outbox.find({"_id": {"$in": self._seen_ids}, **PENDING}, sort=ORDER)
         documents: list[Document] = await cursor.to_list(None)
         return documents
 
     async def _note_pending(self) -> None:
-        cursor = self._outbox.find(PENDING, {"_id": 1}, limit=SWEEP_LIMIT)
+        cursor = self._outbox.find(PENDING, {"_id": 1}, sort=ORDER, limit=SWEEP_LIMIT)
         ids = [document["_id"] async for document in cursor]
         self._seen_ids = [event_id for event_id in ids if is_addressable(event_id)]
         # read after the query, so that it is not earlier than any commit the query saw

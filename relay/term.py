@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from loguru import logger
+from pymongo.errors import PyMongoError
 
 from relay.checkpoint import Checkpoint, Position
 from relay.held import HeldKeys
@@ -28,7 +29,7 @@ from relay.settings import RelaySettings
 from relay.settler import Batch, Settler
 from relay.stream import OutboxStream
 from relay.window import Fate, Window
-from runtime.mongo import Database
+from runtime.mongo import Database, is_transient
 from runtime.rabbit import BrokerGone, Connection
 from runtime.shutdown import Stop
 
@@ -185,7 +186,12 @@ class Term:
     async def _release_held(self) -> None:
         """Release held events, and give up a broker that owes a confirm for too long."""
         while not self._reading_stop.requested:
-            await self._release.run_once(self._may_release)
+            try:
+                await self._release.run_once(self._may_release)
+            except PyMongoError as error:
+                # an election is no reason to end the term
+                if not is_transient(error):
+                    raise
             self._publisher.hold_overdue()
             silent = self._publisher.silent_seconds > CONFIRM_DEADLINE_SECONDS
             if silent and not self._connection.blocked:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from datetime import UTC
+from functools import cache
 from inspect import isawaitable
 from math import inf
 from time import monotonic
@@ -64,6 +65,10 @@ OLDEST_SERVER = (6, 0)
 UNAUTHORIZED = 13
 AUTHENTICATION_FAILED = 18
 NAMESPACE_EXISTS = 48
+#: An index of these keys exists under another name, or with other options.
+INDEX_OPTIONS_CONFLICT = 85
+#: An index of this name exists with other keys.
+INDEX_KEY_SPECS_CONFLICT = 86
 
 #: https://www.mongodb.com/docs/manual/reference/error-codes/ : a server that is stepping down,
 #: starting, has lost a cursor, or has yet to find the keys that sign its times (211, just after a
@@ -376,13 +381,47 @@ async def ensure_collection(
         elif options and existing[0]["options"].get("validator") != options["validator"]:
             # only if different: collMod waits for open transactions and blocks all other writes
             await _command_of_any_length(database, {"collMod": name, **options})
-        specifications = [dict(index) for index in indexes]
-        if specifications:
-            await _command_of_any_length(
-                database, {"createIndexes": name, "indexes": specifications}
-            )
+        await _ensure_indexes(database, name, [dict(index) for index in indexes])
     except OperationFailure as error:
         raise with_remedy(error) from error
+
+
+async def _ensure_indexes(
+    database: Database, collection: str, indexes: Sequence[Mapping[str, Any]]
+) -> None:
+    if not indexes:
+        return
+    try:
+        await _command_of_any_length(
+            database, {"createIndexes": collection, "indexes": list(indexes)}
+        )
+    except OperationFailure as error:
+        if error.code not in {INDEX_OPTIONS_CONFLICT, INDEX_KEY_SPECS_CONFLICT}:
+            raise
+        if len(indexes) > 1:
+            for index in indexes:
+                await _ensure_indexes(database, collection, [index])
+        elif error.code == INDEX_OPTIONS_CONFLICT:
+            # of the same keys, which is what queries need
+            said = (error.details or {}).get("errmsg", "")
+            _report_other_index(collection, indexes[0]["name"], said)
+        else:
+            raise UnsuitableServer(_index_of_other_keys(collection, indexes[0])) from error
+
+
+@cache
+def _report_other_index(collection: str, index: str, reason: str) -> None:
+    """Once in a process for each difference."""
+    logger.warning("index.differs", collection=collection, index=index, reason=reason)
+
+
+def _index_of_other_keys(collection: str, index: Mapping[str, Any]) -> str:
+    name, keys = index["name"], dict(index["key"])
+    return (
+        f"the collection {collection!r} has an index {name!r} that is not on {keys}: drop it"
+        f" (db.getCollection({collection!r}).dropIndex({name!r})), and create it again under"
+        " another name if your application needs it"
+    )
 
 
 async def _command_of_any_length(database: Database, command: Mapping[str, Any]) -> None:

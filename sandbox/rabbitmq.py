@@ -107,6 +107,14 @@ class RabbitServer(ABC):
         limit = f"vhost-limits/{quote(vhost, safe='')}/max-connections"
         self._manage("PUT", limit, json={"value": count})
 
+    def set_policy(
+        self, vhost: str, name: str, pattern: str, definition: dict[str, object]
+    ) -> None:
+        policy = f"policies/{quote(vhost, safe='')}/{quote(name, safe='')}"
+        self._manage(
+            "PUT", policy, json={"pattern": pattern, "definition": definition, "apply-to": "queues"}
+        )
+
     def delete_vhost(self, name: str) -> None:
         self._manage("DELETE", f"vhosts/{quote(name, safe='')}")
 

@@ -7,6 +7,7 @@ import pytest
 
 from relay.checkpoint import Checkpoint, Deposed, look
 from relay.operations import RequestKind, ask, record_result, results_of
+from relay.source import identify
 from runtime.mongo import close, open_client
 from runtime.operations import Operator
 from sandbox.waiting import wait_until
@@ -99,7 +100,10 @@ async def test_a_deposed_leader_does_not_record_a_result(world: OutboxWorld) -> 
 
         async def take_epoch(owner: str) -> int:
             seen, _ = await look(database, "relay")
-            taken = await Checkpoint.take(database, seen, group="relay", owner=owner, pipeline="p")
+            source = await identify(database, "outbox")
+            taken = await Checkpoint.take(
+                database, seen, group="relay", owner=owner, pipeline="p", source=source
+            )
             assert taken is not None
             return taken.epoch
 

@@ -167,6 +167,41 @@ def _date(moment: datetime | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosedBalance:
+    """The requests that were closed at `until`, by status; every one of them was checked."""
+
+    until: datetime
+    succeeded: int
+    failed: int
+
+    def can_be_continued(self, now: datetime) -> bool:
+        """Whether the outbox still holds every fact that was appended since."""
+        return self.until > now - timedelta(days=PUBLISHED_RETENTION_DAYS) + CLOCK_SLACK
+
+
+def status_closed_at(
+    request: Request, outbox_documents: Sequence[Mapping[str, Any]], moment: datetime
+) -> Status | None:
+    """
+    The status of a request that was closed at that moment; None if it was open, or not there yet.
+
+    outbox_documents: every event that was appended to it since.
+    """
+    later = {
+        seq: document["type"]
+        for document in outbox_documents
+        if (seq := seq_of(document))
+        and document["type"] in _STATUS_OF_FACT
+        and document["created_at"] > moment
+    }
+    if later:
+        # only failed requests are redriven, and only a redrive opens a closed request
+        return Status.FAILED if later[min(later)] == events.REDRIVEN else None
+    status = Status(request["status"])
+    return status if status is not Status.ACCEPTED and request["updated_at"] <= moment else None
+
+
+@dataclass(frozen=True, slots=True)
 class Unexplained:
     request_id: str
     why: tuple[str, ...]

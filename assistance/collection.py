@@ -9,6 +9,7 @@ ASSISTANCES = "assistances"
 DEAD_LETTERS = "dead_letters"
 DESTINATIONS = "destinations"
 IDEMPOTENCY_KEYS = "idempotency_keys"
+CLOSED_BALANCE = "closed_balance"
 
 NEWEST_OF_STATUS = "newest_of_status"
 NEWEST_OF_TOPIC = "newest_of_topic"
@@ -19,6 +20,14 @@ ASSISTANCES_INDEXES: tuple[dict[str, Any], ...] = (
         "name": "next_due",
         "key": {"next_due_at": 1},
         "partialFilterExpression": {"next_due_at": {"$type": "date"}},
+    },
+    {
+        # for the audit; a new request is open, so accepting one does not write to this index
+        "name": "closed_in_order",
+        "key": {"updated_at": 1},
+        "partialFilterExpression": {
+            "status": {"$in": [Status.SUCCEEDED.value, Status.FAILED.value]}
+        },
     },
     {"name": NEWEST_OF_STATUS, "key": {"status": 1, "created_at": -1, "_id": -1}},
     {"name": NEWEST_OF_TOPIC, "key": {"topic": 1, "status": 1, "created_at": -1, "_id": -1}},

@@ -14,6 +14,7 @@ from assistance.collection import (
     ASSISTANCES,
     ASSISTANCES_INDEXES,
     ASSISTANCES_VALIDATOR,
+    CLOSED_BALANCE,
     DEAD_LETTERS,
     DEAD_LETTERS_INDEXES,
     DESTINATIONS,
@@ -62,6 +63,7 @@ STRUCTURES = (
     Structure(OPERATIONS, operations.INDEXES),
     Structure(OPERATION_ITEMS, operations.ITEMS_INDEXES),
     Structure(DESTINATIONS),
+    Structure(CLOSED_BALANCE),
     Structure(CHECKPOINTS),
 )
 

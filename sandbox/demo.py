@@ -214,7 +214,7 @@ def received_text(receipt: dict[str, Any]) -> str:
 
 
 def audit(stack: Stack) -> dict[str, Any]:
-    audited = stack.run("service", "audit", "--json")
+    audited = stack.run("service", "audit", "--full", "--json")
     if audited.returncode and not audited.stdout:
         raise DemoFailed(f"the audit failed: {audited.stderr.strip()}")
     books: dict[str, Any] = json.loads(audited.stdout)

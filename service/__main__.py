@@ -7,6 +7,7 @@ import typer
 from loguru import logger
 from rich.console import Console
 
+from assistance.books import Books
 from assistance.waiting import OVERDUE_AFTER_SECONDS
 from runtime.exit_codes import ExitCode
 from runtime.logs import set_up_logs
@@ -23,7 +24,7 @@ from runtime.terminal import (
     print_json,
     run_with_database,
 )
-from service.audit import balance, books_as_document, books_as_lines
+from service.audit import balance, balance_since, books_as_document, books_as_lines
 from service.process import serve
 from service.settings import ServiceSettings
 from service.show import as_document, as_lines
@@ -78,11 +79,21 @@ def audit(
         float,
         typer.Option(min=0, help="how far past its due date a delivery is overdue"),
     ] = OVERDUE_AFTER_SECONDS,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="read closed requests, too, that an earlier audit checked"),
+    ] = False,
 ) -> None:
     """Balance the books. Exit code 1 when a request is unexplained or overdue."""
-    books = _with_database(
-        lambda database: balance(database, overdue_after_seconds=overdue_after_seconds)
-    )
+
+    async def read(database: Database) -> Books:
+        if not full and (
+            books := await balance_since(database, overdue_after_seconds=overdue_after_seconds)
+        ):
+            return books
+        return await balance(database, overdue_after_seconds=overdue_after_seconds)
+
+    books = _with_database(read)
     if json:
         print_json(books_as_document(books))
     else:

@@ -236,7 +236,7 @@ def verdict(
     """The balance, compared with what the third parties have. Raises ActFailed."""
     received = received_requests(int(project.settings["INBOX_PORT"]))
     lost = set(load.accepted) - received
-    lines = project.run_in("service", "python", "-m", "service", "audit", check=False)
+    lines = project.run_in("service", "python", "-m", "service", "audit", "--full", check=False)
     ready = project.compose("logs", "--no-log-prefix", "ready")
     problems = [
         f"{len(lost)} accepted requests never reached a third party" if lost else "",

@@ -140,7 +140,7 @@ def wait_until_all_is_delivered(project: Project) -> dict[str, Any]:
 
 
 def books(project: Project) -> dict[str, Any]:
-    audit = ("python", "-m", "service", "audit", "--json")
+    audit = ("python", "-m", "service", "audit", "--full", "--json")
     found: dict[str, Any] = json.loads(project.run_in("service", *audit, check=False) or "{}")
     if not found:
         raise CommandFailed("the audit printed nothing")

@@ -10,12 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from assistance.collection import ASSISTANCES
+from assistance.collection import ASSISTANCES, ASSISTANCES_INDEXES, CLOSED_BALANCE
 from assistance.request import accept
 from assistance.routing import Destination
-from outbox.collection import OUTBOX
-from runtime.mongo import close, open_client
-from service.audit import balance
+from outbox.collection import INDEXES, OUTBOX
+from runtime.mongo import close, ensure_collection, open_client
+from service.audit import balance, balance_since
 from tests.conftest import RunProcess
 from tests.support.running_service import Written
 
@@ -167,6 +167,136 @@ async def test_the_books_balance_at_any_moment_however_busy_the_writers_are(
         for writer in writers:
             writer.result()
     assert counts == sorted(counts)
+    await close(client)
+
+
+def close_long_ago(written: Written, count: int, status: str = "succeeded") -> list[str]:
+    """Requests that were closed two days ago, with their facts."""
+    long_ago = datetime.now(UTC) - timedelta(days=2)
+    ids = [write(written) for _ in range(count)]
+    closed = {"status": status, "next_due_at": None, "deliveries.0.state": status, "version": 3}
+    dates = {"created_at": long_ago, "updated_at": long_ago}
+    written.database[ASSISTANCES].update_many({"_id": {"$in": ids}}, {"$set": closed | dates})
+    written.database[OUTBOX].update_many(
+        {"key": {"$in": ids}}, {"$set": {"created_at": long_ago, "state": "published"}}
+    )
+    written.database[OUTBOX].insert_many(
+        {
+            "type": f"assistance_request_{status}",
+            "key": request_id,
+            "seq": 3,
+            "state": "published",
+            "created_at": long_ago,
+        }
+        for request_id in ids
+    )
+    return ids
+
+
+def test_what_an_earlier_audit_checked_is_counted_and_only_a_full_audit_reads_it_again(
+    command: Command, written: Written
+) -> None:
+    tampered, *_ = close_long_ago(written, 3)
+    write(written)
+    assert command("audit").endswith("succeeded 3 + failed 0 + waiting 1, unexplained 0\n")
+    change = {"$set": {"deliveries.0.state": "failed"}}
+    written.database[ASSISTANCES].update_one({"_id": tampered}, change)
+    write(written)
+    assert command("audit").splitlines()[-1] == (
+        "accepted 5 = succeeded 3 + failed 0 + waiting 2, unexplained 0"
+    )
+    said = command("audit", "--full", exit_code=1)
+    assert f"unexplained {tampered}: it is succeeded, but its deliveries (failed)" in said
+    assert said.endswith("succeeded 3 + failed 0 + waiting 2, unexplained 1\n")
+
+
+def test_a_stored_balance_that_is_wrong_is_found_by_a_full_audit_and_corrected(
+    command: Command, written: Written
+) -> None:
+    close_long_ago(written, 3)
+    command("audit")
+    written.database[CLOSED_BALANCE].update_one({}, {"$inc": {"succeeded": 1}})
+    said = command("audit", "--full", exit_code=1)
+    assert "it has 4 succeeded and 0 failed, but 3 and 0 were counted" in said
+    assert command("audit") == ("accepted 3 = succeeded 3 + failed 0 + waiting 0, unexplained 0\n")
+
+
+def test_a_request_that_was_redriven_since_the_stored_balance_counts_once(
+    command: Command, written: Written
+) -> None:
+    redriven, _ = close_long_ago(written, 2, "failed")
+    assert command("audit").endswith("succeeded 0 + failed 2 + waiting 0, unexplained 0\n")
+    now = datetime.now(UTC)
+    soon = now + timedelta(hours=1)
+    events = [
+        {"type": "assistance_request_redriven", "seq": 4},
+        {"_id": "new hint", "type": "delivery_due", "seq": 5},
+    ]
+    written.database[OUTBOX].insert_many(
+        event | {"key": redriven, "state": "published", "created_at": now} for event in events
+    )
+    delivery = {"state": "waiting", "due_at": now, "hint_event": "new hint", "hint_until": soon}
+    opened = {f"deliveries.0.{name}": value for name, value in delivery.items()}
+    request = {"status": "accepted", "version": 5, "updated_at": now, "next_due_at": soon}
+    written.database[ASSISTANCES].update_one({"_id": redriven}, {"$set": opened | request})
+    for arguments in ((), ("--full",), ()):
+        said = command("audit", *arguments)
+        assert said.endswith("accepted 2 = succeeded 0 + failed 1 + waiting 1, unexplained 0\n")
+
+
+def test_events_without_a_request_are_found_without_a_full_audit(
+    command: Command, written: Written
+) -> None:
+    close_long_ago(written, 2)
+    command("audit")
+    held, published = write(written), write(written)
+    written.database[ASSISTANCES].delete_many({"_id": {"$in": [held, published]}})
+    written.database[OUTBOX].update_many({"key": held}, {"$set": {"state": "held"}})
+    expire_at = datetime.now(UTC) + timedelta(days=7)
+    written.database[OUTBOX].update_many(
+        {"key": published}, {"$set": {"state": "published", "expire_at": expire_at}}
+    )
+    said = command("audit", exit_code=1)
+    assert {held, published} <= {word.strip(":") for word in said.split()}
+    assert said.endswith("accepted 2 = succeeded 2 + failed 0 + waiting 0, unexplained 2\n")
+
+
+async def test_an_audit_since_the_stored_balance_reads_by_indexes_only(
+    written: Written, mongodb_url: str
+) -> None:
+    close_long_ago(written, 50)
+    write(written)
+    client = open_client(mongodb_url, process="test")
+    database = client[written.database.name]
+    await ensure_collection(database, ASSISTANCES, indexes=ASSISTANCES_INDEXES)
+    await ensure_collection(database, OUTBOX, indexes=INDEXES)
+    await balance(database)
+    written.database.command("profile", 2)
+    books = await balance_since(database)
+    written.database.command("profile", 0)
+    assert (books and books.accepted) == 51
+    reads = list(
+        written.database["system.profile"].find(
+            {"ns": {"$regex": "(assistances|outbox)$"}, "op": "query"}
+        )
+    )
+    assert reads
+    assert [read for read in reads if "COLLSCAN" in read["planSummary"]] == []
+    assert sum(read["docsExamined"] for read in reads) < 20
+    await close(client)
+
+
+async def test_a_full_audit_in_several_parts_has_the_same_books(
+    written: Written, mongodb_url: str
+) -> None:
+    close_long_ago(written, 5)
+    write(written)
+    lost = write(written)
+    written.database[ASSISTANCES].delete_one({"_id": lost})
+    client = open_client(mongodb_url, process="test")
+    whole = await balance(client[written.database.name])
+    assert await balance(client[written.database.name], part_count=2) == whole
+    assert (whole.accepted, whole.unexplained) == (6, 1)
     await close(client)
 
 

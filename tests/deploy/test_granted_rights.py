@@ -208,7 +208,7 @@ def test_a_command_with_the_user_of_another_process_names_the_missing_right(
     restricted_mongodb: Mapping[str, str], deliveries: Deliveries
 ) -> None:
     for process, name, user, needed in (
-        ("service", "audit", "relay", 'find: "destinations"'),
+        ("service", "audit", "relay", 'find: "closed_balance"'),
         ("relay", "position show", "service", 'find: "checkpoints"'),
         ("consumers", "dead-letters list", "service", 'create: "dead_letters"'),
     ):

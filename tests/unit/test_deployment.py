@@ -19,7 +19,13 @@ import typer
 import yaml
 from typer.main import get_command
 
-from assistance.collection import ASSISTANCES, DEAD_LETTERS, DESTINATIONS, IDEMPOTENCY_KEYS
+from assistance.collection import (
+    ASSISTANCES,
+    CLOSED_BALANCE,
+    DEAD_LETTERS,
+    DESTINATIONS,
+    IDEMPOTENCY_KEYS,
+)
 from assistance.routing import RoutingTable
 from consumers.settings import TopologySettings
 from installation.secret_files import makers
@@ -258,6 +264,7 @@ def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
         IDEMPOTENCY_KEYS,
         OUTBOX,
         DEAD_LETTERS,
+        CLOSED_BALANCE,
         DESTINATIONS,
         CHECKPOINTS,
         OPERATIONS,

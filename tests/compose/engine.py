@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sandbox.waiting import wait_until
 from tests.support.paths import REPOSITORY
 
 OFFLINE = REPOSITORY / "deploy" / "offline"
@@ -86,7 +88,14 @@ class Project:
         """Containers, networks, volumes, and the images that were built for this project."""
         self.compose("down", "--volumes", "--timeout", "1", "--remove-orphans", check=False)
         run("docker", "image", "rm", "--force", *images, check=False)
-        run("docker", "image", "prune", "--force", "--filter", STAGE, check=False)
+
+        def stages_are_gone() -> bool:
+            # a build that was interrupted ends a moment later, and leaves its last stage
+            run("docker", "image", "prune", "--force", "--filter", STAGE, check=False)
+            return not run("docker", "image", "ls", "--quiet", "--filter", STAGE).split()
+
+        with suppress(AssertionError):  # what is left is named by `leftovers`
+            wait_until(stages_are_gone, "build stages are removed", deadline_seconds=60)
 
     def leftovers(self, images: Sequence[str]) -> list[str]:
         """What of this project still exists in the engine."""

@@ -15,17 +15,23 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import bson
+from loguru import logger
 from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from outbox.collection import PUBLISHED_RETENTION_DAYS
 from outbox.state import State
 from relay.intake import is_addressable
+from relay.journal import Journal
 from relay.window import Entry, Fate
 from runtime import clock
 from runtime.mongo import ANY_WRITER, UNAUTHORIZED, Database, UnsuitableServer, with_remedy
 
 DOCUMENT_VALIDATION_FAILURE = 121
+
+#: Refusals because of one document: an index key that exists already (11000, a unique index of the
+#: application) or cannot be built (2, 171, 16755), a document that grows too large (10334, 17419).
+DOCUMENT_CODES = frozenset({2, 171, 10334, 11000, 16755, 17419})
 
 #: Fields that marks set; an application's own validator has to allow them.
 MARK_FIELDS = (
@@ -51,9 +57,12 @@ class Fence(Protocol):
 
 
 class Marks:
-    def __init__(self, database: Database, collection: str, fence: Fence) -> None:
+    def __init__(
+        self, database: Database, collection: str, fence: Fence, journal: Journal | None = None
+    ) -> None:
         self._outbox = database.get_collection(collection, codec_options=ANY_WRITER)
         self._fence = fence
+        self._journal = journal
 
     async def write(
         self, entries: Sequence[Entry], pause_seconds: Callable[[str], float]
@@ -81,12 +90,57 @@ class Marks:
             if published:
                 writes.append(self._mark_published([entry.id for entry in published], now))
             writes += [self._mark_waiting(entry, now, pause_seconds) for entry in waiting]
-            if await self._matched_by(writes) == len(marked):
+            try:
+                matched = await self._matched_by(writes)
+            except BulkWriteError as error:
+                if self._journal is None or not _is_about_documents(error):
+                    raise
+                refused = await self._write_one_by_one(self._journal, marked, now, pause_seconds)
+                published = [entry for entry in published if entry not in refused]
+                waiting = [entry for entry in waiting if entry not in refused]
+                marked = published + waiting
+                continue
+            if matched == len(marked):
                 break
             there = await self._raise_epoch_above_those_of([entry.id for entry in marked])
             if there is not None:
                 return [entry for entry in marked if _encoded(entry.id) not in there]
         return []
+
+    async def _write_one_by_one(
+        self,
+        journal: Journal,
+        entries: Sequence[Entry],
+        now: datetime,
+        pause_seconds: Callable[[str], float],
+    ) -> list[Entry]:
+        """
+        Mark each by itself; returns those that MongoDB refuses to mark.
+
+        A published one is settled by the journal. One that is to wait stays pending, and the sweep
+        tries it again.
+        """
+        refused = []
+        for entry in entries:
+            write: UpdateOne | UpdateMany
+            if entry.fate is Fate.PUBLISHED:
+                write = self._mark_published([entry.id], now)
+            else:
+                write = self._mark_waiting(entry, now, pause_seconds)
+            try:
+                await self._matched_by([write])
+            except BulkWriteError as error:
+                if not _is_about_documents(error):
+                    raise
+                refused.append(entry)
+                reason = error.details["writeErrors"][0]["errmsg"]
+                if entry.fate is Fate.PUBLISHED:
+                    await journal.add(entry, self._fence.epoch, reason)
+                else:
+                    logger.error(
+                        "event.not_marked", event_id=str(entry.id), key=entry.key, reason=reason
+                    )
+        return refused
 
     async def _matched_by(self, writes: Sequence[UpdateOne | UpdateMany]) -> int:
         try:
@@ -202,6 +256,12 @@ class Marks:
 def _encoded(event_id: Any) -> bytes:
     """Unlike the id itself, which may be an object, it can be looked up in a set."""
     return bson.encode({"_id": event_id}, codec_options=ANY_WRITER)
+
+
+def _is_about_documents(error: BulkWriteError) -> bool:
+    """Whether all that MongoDB refused, it refused because of the documents' content."""
+    refused = error.details.get("writeErrors", [])
+    return bool(refused) and all(one["code"] in DOCUMENT_CODES for one in refused)
 
 
 def _is_validators(error: BulkWriteError) -> bool:

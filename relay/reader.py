@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import aclosing, suppress
 from time import monotonic
+from typing import Any
 
 from loguru import logger
 from pymongo.errors import PyMongoError
@@ -41,6 +42,7 @@ IDLE_SAVE_SECONDS = 5.0
 
 class Reader:
     """
+    is_journaled: whether an event is published although its document is pending.
     may_publish: no event is admitted while it returns False; call `wake` after that.
     send: publishes an entry. on_decided: called when an entry needs no publishing.
     stop: no event is admitted, and no read started, once it is requested; call `wake` then.
@@ -61,6 +63,7 @@ class Reader:
         *,
         open_stream: Callable[[Position], OutboxStream],
         may_publish: Callable[[], bool],
+        is_journaled: Callable[[Any], bool],
         send: Callable[[Entry], None],
         on_decided: Callable[[], None],
     ) -> None:
@@ -73,6 +76,7 @@ class Reader:
         self._stop = stop
         self._open_stream = open_stream
         self._may_publish = may_publish
+        self._is_journaled = is_journaled
         self._stream: OutboxStream | None = None
         self._send = send
         self._on_decided = on_decided
@@ -219,6 +223,8 @@ class Reader:
             return  # the next sweep looks again
         for document in missed:
             entry = self._entry(document, None)
+            if entry.fate is Fate.KNOWN:
+                continue
             logger.error("event.missed", event_id=str(entry.id), key=entry.key)
             if not await self._admit(entry):
                 return
@@ -243,6 +249,8 @@ class Reader:
     def _entry(self, document: Document, position: Position | None) -> Entry:
         entry = entry_of(document, ordinal=self._next_ordinal, position=position)
         self._next_ordinal += 1
+        if self._is_journaled(entry.id):
+            entry.fate = Fate.KNOWN
         return entry
 
     async def _save_idle(self, position: Position) -> None:

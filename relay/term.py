@@ -17,6 +17,7 @@ from pymongo.errors import PyMongoError
 
 from relay.checkpoint import Checkpoint, Position
 from relay.held import HeldKeys
+from relay.journal import Journal
 from relay.leadership import Leader
 from relay.lock import Locks
 from relay.lone_channel import LoneChannel
@@ -70,7 +71,8 @@ class Term:
         self._report = report
         self._cause: Exception | None = None
         self._window = Window(settings.relay_window_messages, settings.relay_window_bytes)
-        self._marks = Marks(database, collection, checkpoint)
+        self._journal = Journal(database, checkpoint.group)
+        self._marks = Marks(database, collection, checkpoint, self._journal)
         self._held = HeldKeys(database, collection)
         self._publisher = Publisher(
             connection,
@@ -101,6 +103,7 @@ class Term:
             self._reading_stop,
             open_stream=open_stream,
             may_publish=lambda: checkpoint.may_publish,
+            is_journaled=self._journal.has,
             send=self._publisher.dispatch,
             on_decided=self._on_decided,
         )
@@ -168,6 +171,7 @@ class Term:
     async def _read(self) -> None:
         await self._publisher.open()
         highest_held = await self._held.load()
+        await self._journal.load()
         self._window.held_keys.update(self._held.keys)
         # marks are written before the count: a crash in between must not number two events alike
         first_ordinal = max(self._checkpoint.settled, highest_held) + 1

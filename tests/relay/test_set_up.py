@@ -140,3 +140,25 @@ def test_a_whole_number_of_type_double_is_a_seq(
     (broken,) = world.append(key="l", seq=1.5)
     world.wait_state(big, "published")
     assert "seq is float" in world.wait_state(broken, "parked")["reason"]
+
+
+def test_an_event_whose_mark_is_refused_repeats_no_other(
+    world: OutboxWorld, start_relay: StartRelay
+) -> None:
+    """The application has a unique index on the state."""
+    world.outbox.create_index([("key", 1), ("state", 1)], unique=True)
+    relay = start_relay()
+    relay.wait_log("resync.completed")
+    events = world.append(1, key="same")
+    world.wait_state(events[0], "published")
+    events += world.append(1, key="same")
+    for number in range(50):
+        events += world.append(1, key=f"other-{number}")
+    relay.wait_log("event.not_marked")
+    wait_until(lambda: world.states().get("published") == 51, "the others are marked")
+    relay.kill()
+    start_relay()
+    (later,) = world.append()
+    world.wait_state(later, "published")
+    assert sorted(arrival.message_id for arrival in world.drain()) == sorted([*events, later])
+    assert world.database["journal"].count_documents({"ids": events[1]}) == 1

@@ -32,6 +32,7 @@ from installation.secret_files import makers
 from installation.settings import SecretsSettings
 from outbox.collection import OUTBOX
 from relay.checkpoint import CHECKPOINTS
+from relay.journal import JOURNAL
 from relay.settings import RelaySettings
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.settings import MongoSettings, RabbitSettings
@@ -267,6 +268,7 @@ def test_rights_in_mongodb_are_on_collections_that_exist() -> None:
         CLOSED_BALANCE,
         DESTINATIONS,
         CHECKPOINTS,
+        JOURNAL,
         OPERATIONS,
         OPERATION_ITEMS,
         "",

@@ -7,7 +7,7 @@
 # python3.11, or python3 where that is at least 3.11
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-# CI has nobody to answer a question
+# CI cannot answer a question
 SUDO := $(if $(CI),sudo -n,sudo)
 PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input
 
@@ -16,10 +16,10 @@ help: ## this list
 
 setup: .venv/.packages .venv/.servers ## the environment, its locked packages, MongoDB and RabbitMQ
 
-demo: setup ## the main job in two acts, on real servers
+demo: setup ## the main job, then crashes under load, on real servers
 	@.venv/bin/python -m sandbox demo
 
-up: setup ## the same system without the acts, until Ctrl-C
+up: setup ## the same system without the demonstration, until Ctrl-C
 	@.venv/bin/python -m sandbox up
 
 unit: .venv/.packages ## the tests that need no server, in seconds

@@ -25,6 +25,7 @@ from installation.settings import DatabaseSettings, ReplicaSetSettings
 from installation.users import MONGODB_ADMINISTRATOR, mongodb_roles, privileges
 from outbox.collection import INDEXES, OUTBOX
 from relay.checkpoint import CHECKPOINTS
+from relay.journal import JOURNAL
 from runtime import operations
 from runtime.mongo import (
     AUTHENTICATION_FAILED,
@@ -65,6 +66,7 @@ STRUCTURES = (
     Structure(DESTINATIONS),
     Structure(CLOSED_BALANCE),
     Structure(CHECKPOINTS),
+    Structure(JOURNAL),
 )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from loguru import logger
 from pymongo import MongoClient
 
+from runtime.shutdown import Stop
 from sandbox.mongodb import MongoServer
 from sandbox.rabbitmq import RabbitServer
 from sandbox.servers import Servers, find_mongo, find_rabbit, find_servers
@@ -39,6 +41,19 @@ NAMED_IMAGES = {
 }
 
 processes_of_test = pytest.StashKey[list[OurProcess]]()
+
+
+@pytest.fixture(autouse=True)
+def keep_the_runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """
+    A command run inside the test process must not end it, when it is not gone within the grace time
+    of the command, nor take over its signals.
+    """
+    monkeypatch.setattr(Stop, "_end_in_time", lambda *_: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

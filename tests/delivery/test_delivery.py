@@ -441,11 +441,15 @@ def test_a_commit_whose_answer_was_lost_is_recorded_once(
     assert deliveries.request(request_id)["version"] == 3
 
 
+#: What a server answers that is going away.
+SHUTDOWN_IN_PROGRESS = 91
+
+
 @contextmanager
 def failing(deliveries: Deliveries, command: str, **failure: Any) -> Iterator[None]:
     """Fail a command of the worker's, by a fail point that test servers have."""
     data = {"failCommands": [command], "appName": "worker-slack"}
-    away = failure or {"errorCode": 13}
+    away = failure or {"errorCode": SHUTDOWN_IN_PROGRESS}
     admin = deliveries.client.admin
     admin.command({"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data | away})
     try:

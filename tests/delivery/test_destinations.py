@@ -22,6 +22,7 @@ from consumers.delivery.destinations import Destinations
 from consumers.delivery.gate import POLL_SECONDS, Gate, as_recorded
 from consumers.delivery.rate_limiter import RateLimiter
 from consumers.maintenance.reconciler import Reconciler
+from runtime.exit_codes import ExitCode
 from runtime.mongo import Database, close, open_client
 from runtime.operations import Operator
 from runtime.shutdown import Stop
@@ -228,7 +229,7 @@ def test_a_suspended_destination_is_not_called_until_it_is_resumed_and_then_kept
     )
     again = command(deliveries, "destinations", "suspend", "slack", "--why", "moving")
     refusal = "slack is already suspended; nothing was changed\n"
-    assert (again.returncode, again.stderr) == (1, refusal)
+    assert (again.returncode, again.stderr) == (ExitCode.NOTHING_DONE, refusal)
     stop(workers.pop())
     resumed = command(deliveries, "destinations", "resume", "slack", "--why", "moved")
     assert resumed.returncode == 0, resumed.stderr
@@ -263,7 +264,8 @@ def test_a_person_decides_about_a_call_that_was_not_answered(
     )
     assert sent.returncode == 0, sent.stderr
     twice = command(deliveries, "needs-decision", "retry", arrived, SLACK, "--why", "a slip")
-    assert (twice.returncode, "succeeded: there is nothing to decide" in twice.stderr) == (1, True)
+    assert twice.returncode == ExitCode.NOTHING_DONE
+    assert "succeeded: there is nothing to decide" in twice.stderr
     again = command(
         deliveries, "needs-decision", "retry", lost, SLACK, "--why", "not in the channel"
     )

@@ -3,6 +3,7 @@ Every mark looks at what it matched: a deposed leader changes nothing, a leader 
 than those in the outbox takes a higher one, and an event that was deleted is settled.
 """
 
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from runtime.mongo import close, open_client
 from sandbox.waiting import wait_until
 from tests.conftest import RunProcess
 from tests.support.outbox_world import EXCHANGE, QUEUE, OutboxWorld, StartRelay
+from tests.support.processes import OurProcess
 
 DEPOSED, LEADING = 7, 8
 
@@ -126,16 +128,22 @@ def store(world: OutboxWorld, epoch: Any) -> dict[str, Any]:
     return world.outbox.find_one({"_id": "e"}) or {}
 
 
+def stop(relay: OurProcess) -> None:
+    """It releases its lease, or another group would be refused until that has expired."""
+    relay.signal(signal.SIGTERM)
+    assert relay.wait_exit() == 0
+
+
 def hold_under_another_group(world: OutboxWorld, start_relay: StartRelay, keys: int) -> list[str]:
     """A relay of this group has led; later one of another group holds an event of each key."""
     former = start_relay()
     former.wait_log("resync.completed")
-    former.kill()
+    stop(former)
     renamed = start_relay(RELAY_GROUP="renamed")
     renamed.wait_log("resync.completed")
     held = world.append(keys, routing_key="nowhere.yet")
     wait_until(lambda: world.states() == {"held": keys}, "they are held")
-    renamed.kill()
+    stop(renamed)
     world.wait_relays_gone()
     return held
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.exit_codes import ExitCode
 from tests.support.links import FAULTS, Link, Mode
 from tests.support.subjects import (
     CHANGE_STREAM,
@@ -117,6 +118,6 @@ def test_a_command_ends_with_one_sentence(
         environment[f"{peer}_url".upper()] = link.url(server, **query)
         link.switch(mode)
         process = surroundings.run_process(*command, environment=environment)
-        assert process.wait_exit(COMMAND_SECONDS) == 1
+        assert process.wait_exit(COMMAND_SECONDS) == ExitCode.UNAVAILABLE
     [line] = [line for line in process.output().splitlines() if not line.startswith("{")]
     assert said in line

@@ -23,6 +23,10 @@ from tests.support.processes import OurProcess, group_members
 settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_load")
 
+# A shell starts what runs in the background with SIGINT ignored, and all that it starts as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 RunProcess = Callable[..., OurProcess]
 
 pytest_plugins = [

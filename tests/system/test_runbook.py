@@ -49,8 +49,8 @@ def banner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert sandbox.poll() is None, output.read_text()
             yield output.read_text()
         finally:
-            sandbox.send_signal(signal.SIGINT)
-            sandbox.wait()
+            sandbox.send_signal(signal.SIGTERM)
+            sandbox.wait(60)
 
 
 def test_every_command_of_the_runbook_runs_after_the_line_of_the_banner(

@@ -11,13 +11,11 @@ from functools import partial
 from typing import Protocol
 
 from loguru import logger
-from pymongo.errors import PyMongoError
 
 from relay.checkpoint import Position
 from relay.report import Report
 from relay.window import Entry, Window
-from runtime.mongo import is_transient
-from runtime.retry import growing_delays
+from runtime.mongo import retry_while_unavailable
 from runtime.shutdown import Stop
 
 #: A nearly empty window waits this long for more events before it is marked: single marks would
@@ -67,7 +65,7 @@ class Settler:
 
     async def run(self) -> None:
         """
-        Settle until the term is over. Raises what repeating cannot cure, and Deposed.
+        Settle until the term is over. Raises what repeating cannot cure, Deposed and GivenUp.
 
         A write is never left running: the save under way is awaited even after an error.
         """
@@ -114,20 +112,16 @@ class Settler:
             note(batch)
 
     async def _retry(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
-        """Repeat the idempotent write while MongoDB is unavailable."""
-        delays = growing_delays()
-        while True:
-            try:
-                return await write()
-            except PyMongoError as error:
-                if self._over.requested or not is_transient(error):
-                    raise
-                # the error's text would repeat the whole topology
-                code = getattr(error, "code", None)
-                logger.warning(
-                    "relay.write_failed", what=what, reason=type(error).__name__, code=code
-                )
-            await self._over.rest(next(delays))
+        """Repeat the idempotent write while MongoDB is unavailable. Raises GivenUp at the end."""
+
+        def log_failure(error: Exception) -> None:
+            # the error's text would repeat the whole topology
+            reason, code = type(error).__name__, getattr(error, "code", None)
+            logger.warning("relay.write_failed", what=what, reason=reason, code=code)
+
+        await retry_while_unavailable(
+            write, self._over, try_seconds=None, waits_for_rights=False, on_unavailable=log_failure
+        )
 
 
 def _last_position(entries: Batch) -> Position | None:

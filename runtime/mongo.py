@@ -239,6 +239,7 @@ async def retry_while_unavailable(
     try_seconds: float | None = TRY_SECONDS,
     patience_seconds: float = inf,
     waits_for_rights: bool = True,
+    on_unavailable: Callable[[PyMongoError | CommitUnknown], None] | None = None,
 ) -> Result:
     """
     Run the idempotent `action`, and repeat it with growing delays while MongoDB is unavailable.
@@ -248,6 +249,7 @@ async def retry_while_unavailable(
     patience_seconds: no try begins later; then the last try's error is raised.
     waits_for_rights: whether a refused user or right is waited for, too: a process logs once that
         it waits, and goes on when the right is granted again; a command ends.
+    on_unavailable: called with the error of each try instead of logging it.
 
     Raises GivenUp, and whatever the action raised that repeating cannot cure.
     """
@@ -262,7 +264,9 @@ async def retry_while_unavailable(
             waits = waits_for_rights if is_refusal(error) else _may_recover(error)
             if not waits or monotonic() >= give_up_at:
                 raise
-            if not is_refusal(error):
+            if on_unavailable is not None:
+                on_unavailable(error)
+            elif not is_refusal(error):
                 # the error's text would repeat the whole topology
                 code = getattr(error, "code", None)
                 logger.warning("mongodb.away", reason=type(error).__name__, code=code)
@@ -274,7 +278,7 @@ async def retry_while_unavailable(
         else:
             await stop.rest(next(delays))
             if stop.requested:
-                raise GivenUp
+                raise GivenUp("MongoDB was unavailable until the stop")
 
 
 def _may_recover(error: PyMongoError | CommitUnknown) -> bool:

@@ -37,7 +37,7 @@ class MortalWorker:
     environment: Mapping[str, str]
     process: OurProcess = field(init=False)
     _orders_count: int = 0
-    _told_count: int = 0
+    _earlier_deaths_count: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir()

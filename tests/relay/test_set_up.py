@@ -94,6 +94,7 @@ def test_a_position_of_another_collection_is_not_used(
     world: OutboxWorld, start_relay: StartRelay
 ) -> None:
     relay = start_relay()
+    relay.wait_log("resync.completed")
     world.append(5)
     world.wait_all_published()
     relay.kill()

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure
 
 from assistance.collection import (
     ASSISTANCES,
@@ -36,8 +36,9 @@ from runtime.mongo import (
     check_server,
     close,
     ensure_collection,
-    is_transient,
     open_client,
+    ping,
+    retry_while_unavailable,
 )
 from runtime.operations import OPERATION_ITEMS, OPERATIONS
 from runtime.retry import growing_delays
@@ -133,16 +134,13 @@ async def _opened(url: str) -> AsyncIterator[Client]:
 
 
 async def _wait_until_it_answers(client: Client) -> None:
-    delays, give_up_at = growing_delays(), monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            await client.admin.command("hello")
-        except PyMongoError as error:
-            if not is_transient(error) or monotonic() > give_up_at:
-                raise
-        else:
-            return
-        await asyncio.sleep(next(delays))
+    await retry_while_unavailable(
+        lambda: ping(client),
+        try_seconds=None,
+        patience_seconds=PATIENCE_SECONDS,
+        waits_for_rights=False,
+        on_unavailable=lambda _: None,  # a server that is still starting is nothing to log
+    )
 
 
 async def _wait_for_primary(client: Client) -> None:
